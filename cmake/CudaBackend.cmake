@@ -1,0 +1,26 @@
+# libcalibit_cuda.so: torch-free, behind a C ABI, opened when first needed (csrc/torch/backend.cpp).
+set(CALIBIT_CUDA AUTO CACHE STRING "Build the CUDA library: AUTO (when nvcc is found), ON or OFF")
+set(CALIBIT_CUDA_ARCHS "80-real;86-real;89-real;90a-real;100-real;120" CACHE STRING "GPU architectures")
+if(CALIBIT_CUDA STREQUAL "OFF")
+  return()
+endif()
+set(CMAKE_CUDA_ARCHITECTURES ${CALIBIT_CUDA_ARCHS})
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(CALIBIT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "CALIBIT_CUDA=ON, but no CUDA compiler was found: put nvcc on PATH")
+  endif()
+  message(STATUS "CUDA library: off (no nvcc)")
+  return()
+endif()
+enable_language(CUDA)
+add_library(calibit_cuda SHARED csrc/cuda/device.cu)
+target_compile_options(calibit_cuda PRIVATE
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v,--warn-on-spills,--warning-as-error --compress-mode=size>)
+target_link_options(calibit_cuda PRIVATE -Wl,--exclude-libs,ALL)
+set_target_properties(calibit_cuda PROPERTIES
+  CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
+  CUDA_VISIBILITY_PRESET hidden INSTALL_RPATH "$ORIGIN")
+target_compile_definitions(_C PRIVATE CALIBIT_CUDA_BUILT=1)
+install(TARGETS calibit_cuda LIBRARY DESTINATION calibit COMPONENT calibit)

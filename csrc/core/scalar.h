@@ -1,0 +1,174 @@
+#pragma once
+// One value at a time: number conversions, the scale and rounding rules, access to packed bits. The
+// definition that every vector kernel must reproduce. C headers only, everything `static` (weight.h).
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/kernels.h"
+
+namespace calibit {
+
+static inline uint32_t bits_of(float f) {
+  uint32_t u;
+  __builtin_memcpy(&u, &f, 4);
+  return u;
+}
+static inline float float_of(uint32_t u) {
+  float f;
+  __builtin_memcpy(&f, &u, 4);
+  return f;
+}
+
+// IEEE binary16, round to nearest even; overflow gives infinity.
+static inline uint16_t to_half(float f) {
+  const uint32_t sign = bits_of(f) >> 16 & 0x8000, magnitude = bits_of(f) & 0x7fffffff;
+  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);
+  if (magnitude < 0x38800000)  // subnormal: 0.5 has the unit in the last place 2^-24
+    return uint16_t(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
+  const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+  return uint16_t(sign | ((rounded - 0x38000000) >> 13));
+}
+static inline float from_half(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 0x3ff;
+  if (exponent == 0) return float_of(sign | bits_of(float(mantissa) * 0x1p-24f));
+  if (exponent == 31) return float_of(sign | 0x7f800000 | mantissa << 13);
+  return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+// E8M0: 2^(code - 127), code 0..254.
+static inline float from_e8m0(uint8_t code) { return float_of(code ? uint32_t(code) << 23 : 0x400000); }
+static inline int exponent_of(float positive) { return int(bits_of(positive) >> 23) - 127; }
+
+// To the nearest integer, ties to even, |x| <= 2^22.
+static inline float round_even(float x) {
+  const float shift = 0x1.8p23f;
+  return (x + shift) - shift;
+}
+static inline float clamp(float x, float lo, float hi) { return x < lo ? lo : x > hi ? hi : x; }
+
+// ---- codes ----------------------------------------------------------------------------------------
+
+// The k-th code of an LSB-first stream of `bits`-bit codes.
+static inline uint32_t get_code(const uint8_t* row, int64_t k, int bits) {
+  const int64_t at = k * bits;
+  const int shift = int(at & 7);
+  uint32_t word = row[at >> 3];
+  if (shift + bits > 8) word |= uint32_t(row[(at >> 3) + 1]) << 8;
+  return word >> shift & ((1u << bits) - 1);
+}
+// The stream must have been zeroed.
+static inline void put_code(uint8_t* row, int64_t k, int bits, uint32_t code) {
+  const int64_t at = k * bits;
+  const int shift = int(at & 7);
+  row[at >> 3] = uint8_t(row[at >> 3] | code << shift);
+  if (shift + bits > 8) row[(at >> 3) + 1] = uint8_t(row[(at >> 3) + 1] | code >> (8 - shift));
+}
+
+// What a code stands for before scale and zero point: symmetric integers are centred here.
+static inline float value_of(const WeightSpec& s, const float* codebook, uint32_t code) {
+  if (codebook) return codebook[code];
+  return float(int(code) - (s.zero == ZeroType::none ? 1 << (s.bits - 1) : 0));
+}
+
+// ---- scales and zero points -----------------------------------------------------------------------
+
+// Scale i of an array of stored scales; `nested_index` is its row-major index over [N, G].
+static inline float load_scale(ScaleType type, const void* scales, int64_t i, const Nested& nested,
+                               int64_t nested_index) {
+  switch (type) {
+    case ScaleType::f32: {
+      float s;
+      __builtin_memcpy(&s, static_cast<const uint8_t*>(scales) + 4 * i, 4);
+      return s;
+    }
+    case ScaleType::f16: {
+      uint16_t s;
+      __builtin_memcpy(&s, static_cast<const uint8_t*>(scales) + 2 * i, 2);
+      return from_half(s);
+    }
+    case ScaleType::e8m0:
+      return from_e8m0(static_cast<const uint8_t*>(scales)[i]);
+    default: {
+      const float code = nested.codebook[static_cast<const uint8_t*>(scales)[i]];
+      return code * nested.scales[nested_index / kNestedBlock] + nested.offset;
+    }
+  }
+}
+static inline float load_zero(ZeroType type, const void* zeros, int64_t i) {
+  if (type == ZeroType::none) return 0;
+  if (type == ZeroType::u8) return float(static_cast<const uint8_t*>(zeros)[i]);
+  float z;
+  __builtin_memcpy(&z, static_cast<const uint8_t*>(zeros) + 4 * i, 4);
+  return z;
+}
+// Stores a scale in its type and returns the value that was stored.
+static inline float store_scale(ScaleType type, void* scales, int64_t i, float scale) {
+  if (type == ScaleType::f16) {
+    const uint16_t h = to_half(scale);
+    __builtin_memcpy(static_cast<uint8_t*>(scales) + 2 * i, &h, 2);
+    return from_half(h);
+  }
+  if (type == ScaleType::e8m0) {
+    const uint8_t code = uint8_t(bits_of(scale) >> 23);
+    static_cast<uint8_t*>(scales)[i] = code;
+    return from_e8m0(code);
+  }
+  __builtin_memcpy(static_cast<uint8_t*>(scales) + 4 * i, &scale, 4);
+  return scale;
+}
+
+struct ScaleZero {
+  float scale, zero;
+};
+
+// Scale and zero point of a group with smallest and largest weight lo, hi; both are stored at index i
+// and returned as stored. Codebooks: max|w| / max|value|, as a power of two for E8M0. Symmetric:
+// 2 max|w| / (2^bits - 1). Integer zero point: range includes 0. Real zero point: exact range.
+static inline ScaleZero choose_scale(const QuantizeArgs& a, int64_t i, float lo, float hi) {
+  const WeightSpec& s = a.spec;
+  const float largest = hi > -lo ? hi : -lo, steps = float((1 << s.bits) - 1);
+  if (a.values) {
+    if (s.scale != ScaleType::e8m0) {
+      const float scale = a.grid.largest == 1 ? largest : largest / a.grid.largest;
+      return {store_scale(s.scale, a.scales, i, scale), 0};
+    }
+    const int e = largest > 0 ? exponent_of(largest) - exponent_of(a.grid.largest) + 127 : 0;
+    return {store_scale(s.scale, a.scales, i, from_e8m0(uint8_t(e < 0 ? 0 : e > 254 ? 254 : e))), 0};
+  }
+  if (s.zero == ZeroType::none)
+    return {store_scale(s.scale, a.scales, i, 2 * largest / steps), 0};
+  if (s.zero == ZeroType::u8) {
+    lo = lo < 0 ? lo : 0;
+    hi = hi > 0 ? hi : 0;
+  }
+  float scale = store_scale(s.scale, a.scales, i, (hi - lo) / steps);
+  if (scale == 0 && s.zero == ZeroType::f32) scale = store_scale(s.scale, a.scales, i, 1);
+  if (s.zero == ZeroType::f32) {
+    const float zero = -lo / scale;
+    __builtin_memcpy(static_cast<uint8_t*>(a.zeros) + 4 * i, &zero, 4);
+    return {scale, zero};
+  }
+  const float zero = scale > 0 ? round_even(clamp(-lo / scale, 0, steps)) : 0;
+  static_cast<uint8_t*>(a.zeros)[i] = uint8_t(zero);
+  return {scale, zero};
+}
+
+// 1/scale for codebooks (they normalise by multiplication), 0 where it would overflow.
+static inline float inverse_scale(float scale) { return scale >= 0x1p-126f ? 1 / scale : 0; }
+
+static inline uint32_t encode(const QuantizeArgs& a, float w, ScaleZero sz) {
+  if (a.values) {
+    const float x = w * inverse_scale(sz.scale);
+    int below = 0;
+    for (int t = 0; t < 15; ++t) below += x > a.grid.thresholds[t];
+    return a.grid.codes[below];
+  }
+  const float steps = float((1 << a.spec.bits) - 1);
+  const float x = sz.scale > 0 ? w / sz.scale : 0;
+  if (a.spec.zero == ZeroType::f32) return uint32_t(round_even(clamp(x + sz.zero, 0, steps)));
+  const float zero = a.spec.zero == ZeroType::none ? float(1 << (a.spec.bits - 1)) : sz.zero;
+  return uint32_t(round_even(clamp(x, -zero, steps - zero)) + zero);
+}
+
+}  // namespace calibit
