@@ -1,6 +1,7 @@
 # calibit_kernels: the core and one object per instruction set. Each object exports exactly one table
 # (scripts/check_isa.py), so that nothing compiled with an ISA flag runs before the CPU was asked.
 add_library(calibit_kernels STATIC
+  csrc/core/check.cpp
   csrc/core/gptq.cpp
   csrc/core/linear.cpp
   csrc/core/pack.cpp

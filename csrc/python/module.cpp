@@ -1,0 +1,273 @@
+// calibit._C: the NumPy twins of the operators, the format registry and facts about the build. The
+// arrays are checked by the same core functions; every twin takes `kernels` to force a table.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "core/check.h"
+#include "core/dispatch.h"
+#include "core/error.h"
+#include "core/formats.h"
+#include "core/gptq.h"
+#include "core/linear.h"
+#include "core/pack.h"
+#include "core/quantize.h"
+#include "torch/backend.h"
+
+namespace py = pybind11;
+static_assert(PYBIND11_VERSION_HEX >= 0x03000000, "an older pybind11, as bundled with torch, was found");
+
+namespace calibit {
+namespace {
+
+using MaybeArray = std::optional<py::array>;
+
+DType dtype_of(const py::array& a) {
+  if (a.dtype().is(py::dtype::of<float>())) return DType::f32;
+  if (a.dtype().is(py::dtype::of<std::uint8_t>())) return DType::u8;
+  if (a.dtype().is(py::dtype::of<std::int32_t>())) return DType::i32;
+  return a.dtype().kind() == 'f' && a.itemsize() == 2 ? DType::f16 : DType::other;
+}
+
+struct Input {
+  py::array owned;
+  Array array;
+
+  Input(const char* op, const MaybeArray& a) {
+    if (!a) return;
+    owned = py::array::ensure(*a, py::array::c_style);
+    require(owned.ndim() <= 4, op, "expected at most 4 dimensions, got ", owned.ndim());
+    array = {owned.data(), dtype_of(owned), static_cast<int>(owned.ndim()), {}};
+    for (int i = 0; i < array.dims; ++i) array.shape[static_cast<std::size_t>(i)] = owned.shape(i);
+  }
+};
+
+template <typename T>
+py::array_t<T> empty(std::vector<py::ssize_t> shape) {
+  return py::array_t<T>(std::move(shape));
+}
+py::array empty_scales(const WeightSpec& s) {
+  const std::vector<py::ssize_t> shape{s.n, groups(s)};
+  if (s.scale == ScaleType::f16) return py::array(py::dtype("float16"), shape);
+  if (s.scale == ScaleType::f32) return empty<float>(shape);
+  return empty<std::uint8_t>(shape);
+}
+py::object empty_zeros(const WeightSpec& s) {
+  const std::vector<py::ssize_t> shape{s.n, groups(s)};
+  if (s.zero == ZeroType::none) return py::none();
+  if (s.zero == ZeroType::u8) return empty<std::uint8_t>(shape);
+  return empty<float>(shape);
+}
+void* data(const py::object& a) {
+  return a.is_none() ? nullptr : py::reinterpret_borrow<py::array>(a).mutable_data();
+}
+py::array copied(const Input& i) { return py::reinterpret_borrow<py::array>(i.owned.attr("copy")()); }
+
+// Runs core without the interpreter lock.
+template <typename F>
+void unlocked(F&& f) {
+  const py::gil_scoped_release release;
+  f();
+}
+
+py::tuple quantize_with(const char* op, const Input& w, const Input& codebook, const Input& scales,
+                        const Input& zeros, std::int64_t bits, std::int64_t group,
+                        std::int64_t scale_kind, auto&& solve) {
+  require(w.array.dims == 2, op, "expected w of shape [N, K], got ", w.array.dims, " dimensions");
+  const WeightSpec spec = make_spec(op, w.array.shape[0], w.array.shape[1], bits, group, scale_kind,
+                                    codebook.array.present());
+  QuantizeArgs a = check_quantize(op, spec, w.array, codebook.array, scales.array, zeros.array);
+  py::array codes = empty<std::uint8_t>({spec.n, row_bytes(spec)});
+  py::array out_scales = a.fixed ? copied(scales) : empty_scales(spec);
+  py::object out_zeros = a.fixed && zeros.array.present() ? copied(zeros) : empty_zeros(spec);
+  a.codes = static_cast<std::uint8_t*>(codes.mutable_data());
+  a.scales = out_scales.mutable_data();
+  a.zeros = data(out_zeros);
+  unlocked([&] { solve(a); });
+  return py::make_tuple(codes, out_scales, out_zeros);
+}
+
+py::tuple quantize_np(const py::array& w, std::int64_t bits, std::int64_t group,
+                      std::int64_t scale_kind, const MaybeArray& codebook, const MaybeArray& scales,
+                      const MaybeArray& zeros, const std::string& kernels) {
+  const char* op = "quantize";
+  const Kernels& table = kernels_named(kernels);
+  return quantize_with(op, {op, w}, {op, codebook}, {op, scales}, {op, zeros}, bits, group,
+                       scale_kind, [&](const QuantizeArgs& a) { quantize(a, table, pool_for); });
+}
+
+py::tuple gptq_solve_np(const py::array& w, const py::array& u, std::int64_t bits, std::int64_t group,
+                        std::int64_t scale_kind, const MaybeArray& codebook,
+                        const MaybeArray& scales, const MaybeArray& zeros, const MaybeArray& order) {
+  const char* op = "gptq_solve";
+  const Input ui(op, u), oi(op, order);
+  return quantize_with(op, {op, w}, {op, codebook}, {op, scales}, {op, zeros}, bits, group,
+                       scale_kind, [&](const QuantizeArgs& a) {
+                         check_array(op, "u", ui.array, DType::f32, {a.spec.k, a.spec.k});
+                         if (oi.array.present())
+                           check_array(op, "order", oi.array, DType::i32, {a.spec.k});
+                         gptq_solve({a, ui.array.floats(),
+                                     static_cast<const std::int32_t*>(oi.array.data)},
+                                    pool_for);
+                       });
+}
+
+// The canonical tensors of a weight, as arrays.
+struct CanonicalInputs {
+  Input codes, scales, zeros, codebook, nested_scales, nested_codebook, nested_offset;
+  CanonicalArrays arrays() const {
+    return {codes.array,         scales.array,          zeros.array,        codebook.array,
+            nested_scales.array, nested_codebook.array, nested_offset.array};
+  }
+};
+
+py::array dequantize_np(const py::array& codes, const py::array& scales, std::int64_t n,
+                        std::int64_t k, std::int64_t bits, std::int64_t group,
+                        std::int64_t scale_kind, const MaybeArray& zeros, const MaybeArray& codebook,
+                        const MaybeArray& nested_scales, const MaybeArray& nested_codebook,
+                        const MaybeArray& nested_offset, const std::string& kernels) {
+  const char* op = "dequantize";
+  const CanonicalInputs in{{op, codes}, {op, scales}, {op, zeros}, {op, codebook},
+                           {op, nested_scales}, {op, nested_codebook}, {op, nested_offset}};
+  const WeightSpec spec = make_spec(op, n, k, bits, group, scale_kind, codebook.has_value());
+  const CanonicalWeight w = check_canonical(op, spec, in.arrays());
+  auto out = empty<float>({n, k});
+  float* to = out.mutable_data();
+  const Kernels& table = kernels_named(kernels);
+  unlocked([&] { dequantize({w, to}, table, pool_for); });
+  return out;
+}
+
+py::tuple double_quantize_np(const py::array& scales) {
+  const char* op = "double_quantize";
+  const Input s(op, scales);
+  require(s.array.dims == 2, op, "expected scales of shape [N, K/group], got ", s.array.dims, " dimensions");
+  check_array(op, "scales", s.array, DType::f32, {s.array.shape[0], s.array.shape[1]});
+  const std::int64_t count = s.array.shape[0] * s.array.shape[1];
+  auto codes = empty<std::uint8_t>({s.array.shape[0], s.array.shape[1]});
+  auto nested = empty<float>({ceil_div(count, kNestedBlock)}), codebook = empty<float>({256}),
+       offset = empty<float>({1});
+  double_quantize({s.array.floats(), static_cast<std::size_t>(count)}, codes.mutable_data(),
+                  nested.mutable_data(), codebook.mutable_data(), offset.mutable_data());
+  return py::make_tuple(codes, nested, codebook, offset);
+}
+
+py::array pack_weight_np(const py::array& codes, const py::array& scales, std::int64_t n,
+                         std::int64_t k, std::int64_t bits, std::int64_t group,
+                         std::int64_t scale_kind, const MaybeArray& zeros,
+                         const MaybeArray& nested_scales, const MaybeArray& nested_codebook,
+                         const MaybeArray& nested_offset) {
+  const char* op = "pack_weight";
+  const CanonicalInputs in{{op, codes}, {op, scales}, {op, zeros}, {op, MaybeArray()},
+                           {op, nested_scales}, {op, nested_codebook}, {op, nested_offset}};
+  const WeightSpec spec = make_spec(op, n, k, bits, group, scale_kind, false);
+  const CanonicalWeight w = check_canonical(op, spec, in.arrays());
+  auto out = empty<std::uint8_t>({packed_bytes(spec)});
+  std::uint8_t* to = out.mutable_data();
+  unlocked([&] { pack_weight(w, to, pool_for); });
+  return out;
+}
+
+py::array linear_np(const py::array& x, const py::array& packed, std::int64_t n, std::int64_t k,
+                    std::int64_t bits, std::int64_t group, std::int64_t scale_kind,
+                    const MaybeArray& codebook, const MaybeArray& bias, const std::string& kernels) {
+  const char* op = "linear";
+  const Input xi(op, x), p(op, packed), c(op, codebook), b(op, bias);
+  const WeightSpec spec = make_spec(op, n, k, bits, group, scale_kind, codebook.has_value());
+  check_array(op, "x", xi.array, DType::f32, {-1, k});
+  if (bias) check_array(op, "bias", b.array, DType::f32, {n});
+  PackedWeight w = check_packed(op, spec, p.array, c.array);
+  w.nested = nested_of(spec, w.data);
+  const std::int64_t m = xi.array.shape[0];
+  auto y = empty<float>({m, n});
+  const LinearArgs a{w, xi.array.floats(), b.array.floats(), y.mutable_data(), m};
+  const Kernels& table = kernels_named(kernels);
+  unlocked([&] { linear(a, table, pool_for); });
+  return y;
+}
+
+py::list formats_list() {
+  py::list list;
+  for (const Format& f : kFormats) {
+    py::dict d;
+    d["name"] = std::string(f.name);
+    d["bits"] = f.bits;
+    d["scale_type"] = static_cast<int>(f.scale);
+    d["group"] = f.group;
+    d["codebook"] = f.entries ? py::object(py::array_t<float>(f.entries, f.codebook.data())) : py::none();
+    list.append(d);
+  }
+  return list;
+}
+
+py::list kernels_list() {
+  py::list list;
+  for (const KernelsInfo& k : list_kernels()) {
+    py::dict d;
+    d["name"] = k.name;
+    d["supported"] = k.supported;
+    d["active"] = k.active;
+    list.append(d);
+  }
+  return list;
+}
+
+py::dict build_info() {
+  const CudaStatus cuda = cuda_status();
+  py::dict d;
+  d["version"] = CALIBIT_VERSION;
+  d["compiler"] = __VERSION__;
+  d["torch_version"] = CALIBIT_TORCH_VERSION;
+  d["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+  d["cuda"] = cuda.built ? "built" : "off";
+  d["cuda_devices"] = cuda.devices;
+  d["cuda_status"] = cuda.message.empty() ? "ready" : cuda.message;
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Core of calibit: NumPy twins of the operators, formats, kernels, build facts.";
+  const auto none = py::none();
+  m.def("quantize", &quantize_np, py::arg("w"), py::arg("bits"), py::arg("group"),
+        py::arg("scale_kind"), py::kw_only(), py::arg("codebook") = none, py::arg("scales") = none,
+        py::arg("zeros") = none, py::arg("kernels") = "",
+        "Nearest rounding: (codes, scales, zeros or None).");
+  m.def("gptq_solve", &gptq_solve_np, py::arg("w"), py::arg("u"), py::arg("bits"), py::arg("group"),
+        py::arg("scale_kind"), py::kw_only(), py::arg("codebook") = none, py::arg("scales") = none,
+        py::arg("zeros") = none, py::arg("order") = none,
+        "GPTQ column solver: (codes, scales, zeros or None).");
+  m.def("dequantize", &dequantize_np, py::arg("codes"), py::arg("scales"), py::arg("n"),
+        py::arg("k"), py::arg("bits"), py::arg("group"), py::arg("scale_kind"), py::kw_only(),
+        py::arg("zeros") = none, py::arg("codebook") = none, py::arg("nested_scales") = none,
+        py::arg("nested_codebook") = none, py::arg("nested_offset") = none, py::arg("kernels") = "",
+        "Canonical arrays to float32 [N, K].");
+  m.def("double_quantize", &double_quantize_np, py::arg("scales"),
+        "float32 scales [N, G] to (codes, nested_scales, nested_codebook, nested_offset).");
+  m.def("pack_weight", &pack_weight_np, py::arg("codes"), py::arg("scales"), py::arg("n"),
+        py::arg("k"), py::arg("bits"), py::arg("group"), py::arg("scale_kind"), py::kw_only(),
+        py::arg("zeros") = none, py::arg("nested_scales") = none, py::arg("nested_codebook") = none,
+        py::arg("nested_offset") = none, "Canonical arrays to the kernels' buffer.");
+  m.def("linear", &linear_np, py::arg("x"), py::arg("packed"), py::arg("n"), py::arg("k"),
+        py::arg("bits"), py::arg("group"), py::arg("scale_kind"), py::kw_only(),
+        py::arg("codebook") = none, py::arg("bias") = none, py::arg("kernels") = "",
+        "Fused x W^T + bias on a packed weight, float32 [M, K] to [M, N].");
+  py::dict scale_types, zero_types;
+  scale_types["f32"] = static_cast<int>(ScaleType::f32);
+  scale_types["f16"] = static_cast<int>(ScaleType::f16);
+  scale_types["e8m0"] = static_cast<int>(ScaleType::e8m0);
+  scale_types["nested"] = static_cast<int>(ScaleType::nested);
+  zero_types["none"] = static_cast<int>(ZeroType::none);
+  zero_types["u8"] = static_cast<int>(ZeroType::u8);
+  zero_types["f32"] = static_cast<int>(ZeroType::f32);
+  m.attr("scale_types") = scale_types;
+  m.attr("zero_types") = zero_types;
+  m.def("formats", &formats_list, "The built-in formats.");
+  m.def("kernels", &kernels_list, "The kernel tables of this build, best first.");
+  m.def("build_info", &build_info, "Facts about this build.");
+}
+
+}  // namespace calibit

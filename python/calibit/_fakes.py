@@ -1,0 +1,123 @@
+"""Shapes and dtypes of the operators' results for torch.compile, and the gradient of `linear`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from calibit.registry import SCALE_TYPES, ZERO_TYPES
+
+Tensor = torch.Tensor
+
+_SCALE_DTYPE = {
+    SCALE_TYPES["f32"]: torch.float32,
+    SCALE_TYPES["f16"]: torch.float16,
+    SCALE_TYPES["e8m0"]: torch.uint8,
+    SCALE_TYPES["nested"]: torch.uint8,
+}
+_ZERO_DTYPE = {ZERO_TYPES["u8"]: torch.uint8, ZERO_TYPES["f32"]: torch.float32}
+_TILE, _CHUNK, _NESTED_BLOCK = 16, 32, 256  # the packed layout of csrc/core/weight.h
+
+
+def _groups(k: int, group: int) -> int:
+    return 1 if group == 0 or group > k else -(-k // group)
+
+
+def _canonical(like: Tensor, n: int, k: int, bits: int, group: int, kind: int) -> tuple[Any, ...]:
+    g = _groups(k, group)
+    codes = like.new_empty((n, -(-k * bits // 8)), dtype=torch.uint8)
+    scales = like.new_empty((n, g), dtype=_SCALE_DTYPE[kind % 16])
+    zero = _ZERO_DTYPE.get(kind // 16)
+    zeros = like.new_empty((n, g), dtype=zero) if zero else like.new_empty(0, dtype=torch.uint8)
+    return codes, scales, zeros
+
+
+@torch.library.register_fake("calibit::quantize")
+def _(w, codebook, scales, zeros, bits, group, scale_kind):  # type: ignore[no-untyped-def]
+    return _canonical(w, w.shape[0], w.shape[1], bits, group, scale_kind)
+
+
+@torch.library.register_fake("calibit::gptq_solve")
+def _(w, u, codebook, scales, zeros, order, bits, group, scale_kind):  # type: ignore[no-untyped-def]
+    return _canonical(w, w.shape[0], w.shape[1], bits, group, scale_kind)
+
+
+@torch.library.register_fake("calibit::dequantize")
+def _(codes, scales, zeros, codebook, nested_scales, nested_codebook, nested_offset,
+      n, k, bits, group, scale_kind):  # type: ignore[no-untyped-def]  # fmt: skip
+    return codes.new_empty((n, k), dtype=torch.float32)
+
+
+@torch.library.register_fake("calibit::double_quantize")
+def _(scales):  # type: ignore[no-untyped-def]
+    f32 = torch.float32
+    return (
+        scales.new_empty(scales.shape, dtype=torch.uint8),
+        scales.new_empty(-(-scales.numel() // _NESTED_BLOCK), dtype=f32),
+        scales.new_empty(256, dtype=f32),
+        scales.new_empty(1, dtype=f32),
+    )
+
+
+def packed_bytes(n: int, k: int, bits: int, group: int, kind: int) -> int:
+    """Size of the packed buffer (csrc/core/weight.h, packed_bytes)."""
+    group = k if group == 0 or group > k else group
+    scale = _SCALE_DTYPE[kind % 16].itemsize
+    zero = _ZERO_DTYPE[kind // 16].itemsize if kind >= 16 else 0
+    lengths = [group] * (k // group) + ([k % group] if k % group else [])
+    per_tile = sum(
+        bits * _TILE * 4 * -(-length // _CHUNK) + _TILE * (scale + zero) for length in lengths
+    )
+    total = -(-n // _TILE) * per_tile
+    if kind % 16 != SCALE_TYPES["nested"]:
+        return total
+    return -(-total // 64) * 64 + 4 * (-(-n * len(lengths) // _NESTED_BLOCK) + 256 + 1)
+
+
+@torch.library.register_fake("calibit::pack_weight")
+def _(codes, scales, zeros, nested_scales, nested_codebook, nested_offset,
+      n, k, bits, group, scale_kind):  # type: ignore[no-untyped-def]  # fmt: skip
+    return codes.new_empty(packed_bytes(n, k, bits, group, scale_kind))
+
+
+@torch.library.register_fake("calibit::unpack_weight")
+def _(packed, n, k, bits, group, scale_kind):  # type: ignore[no-untyped-def]
+    nested = scale_kind % 16 == SCALE_TYPES["nested"]
+    blocks = -(-n * _groups(k, group) // _NESTED_BLOCK) if nested else 0
+    f32 = torch.float32
+    return (
+        *_canonical(packed, n, k, bits, group, scale_kind),
+        packed.new_empty(blocks, dtype=f32),
+        packed.new_empty(256 if nested else 0, dtype=f32),
+        packed.new_empty(1 if nested else 0, dtype=f32),
+    )
+
+
+@torch.library.register_fake("calibit::linear")
+def _(x, packed, codebook, bias, n, k, bits, group, scale_kind):  # type: ignore[no-untyped-def]
+    return x.new_empty((*x.shape[:-1], n))
+
+
+@torch.library.register_fake("calibit::linear_input_grad")
+def _(grad, packed, codebook, n, k, bits, group, scale_kind):  # type: ignore[no-untyped-def]
+    return grad.new_empty((*grad.shape[:-1], k))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, codebook, bias, *numbers = inputs
+    ctx.save_for_backward(packed, codebook)
+    ctx.numbers, ctx.bias_dtype = numbers, None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    packed, codebook = ctx.saved_tensors
+    dx = dbias = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.calibit.linear_input_grad(grad, packed, codebook, *ctx.numbers)
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[3]:
+        dbias = grad.sum(tuple(range(grad.dim() - 1))).to(ctx.bias_dtype)
+    return dx, None, None, dbias, None, None, None, None, None
+
+
+torch.library.register_autograd("calibit::linear", _backward, setup_context=_setup)

@@ -1,0 +1,206 @@
+"""Scheme strings: what to do to a weight, such as ``nf4``, ``gptq-int4-g128`` or ``int4-g32-asym``.
+
+A scheme is ``[solver-]format[-option...]``. Tokens are accepted in any order and printed in one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibit.registry import Format, formats
+
+FLOATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Scheme tokens that leave weights in floating point, with the torch dtype's name."""
+
+SOLVERS = ("gptq",)
+
+OPTIONS: dict[str, str] = {
+    "dq": "double quantization: 8-bit scales with a second level of scales (codebook formats)",
+    "asym": "integer zero point per group (integer formats)",
+    "fzero": "real zero point per group (integer formats)",
+    "actorder": "round the columns with the largest activations first (gptq)",
+    "head": "also quantize the output head (lm_head)",
+}
+"""Options in canonical order, with what they do."""
+
+ROW, TENSOR = 0, -1
+_CODEBOOK_SUFFIXES = (".txt", ".csv")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What to do to a weight. Made by `parse`; ``str()`` gives the canonical scheme string.
+
+    Attributes:
+        solver: ``"nearest"`` or ``"gptq"``.
+        format: name in the registry, path of a codebook file, or ``fp32``, ``bf16``, ``fp16``.
+        group: weights along a row that share a scale; 0 = the row, -1 = the whole tensor.
+        options: subset of `OPTIONS`.
+    """
+
+    solver: str
+    format: str
+    group: int
+    options: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        if self.is_float:
+            return self.format
+        parts = [self.solver] if self.solver != "nearest" else []
+        parts.append(self.format)
+        weight_format = self.weight_format
+        if weight_format.is_integer or self.group != weight_format.group:
+            parts.append({ROW: "row", TENSOR: "tensor"}.get(self.group, f"g{self.group}"))
+        return "-".join(parts + [o for o in OPTIONS if o in self.options])
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the scheme leaves weights in floating point."""
+        return self.format in FLOATS
+
+    @property
+    def weight_format(self) -> Format:
+        """The format of the codes. Raises ValueError for a floating-point scheme."""
+        if self.is_float:
+            raise ValueError(f"[scheme] expected a quantized format, got {self.format}")
+        known = formats().get(self.format)
+        return known if known is not None else read_codebook(self.format)
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code (16 or 32 for a floating-point scheme)."""
+        return {"fp32": 32}.get(self.format, 16) if self.is_float else self.weight_format.bits
+
+
+def known_tokens() -> list[str]:
+    """Every token a scheme string may hold, for messages and help."""
+    granularity = ["g32", "g64", "g128", "g<multiple of 8>", "row", "tensor"]
+    return [*SOLVERS, *formats(), *FLOATS, *granularity, *OPTIONS, "<codebook file>.txt"]
+
+
+def parse(text: str | Scheme) -> Scheme:
+    """The scheme a string stands for.
+
+    Args:
+        text: scheme string, case-insensitive; or a Scheme, returned as it is.
+
+    Returns:
+        The scheme, with the format's default group filled in.
+
+    Raises:
+        ValueError: unknown token (the message lists the known ones), two formats or groups, or
+            options that do not go together.
+
+    Example:
+        >>> str(parse("g128-int4-gptq")), parse("nf4").group
+        ('gptq-int4-g128', 64)
+    """
+    if isinstance(text, Scheme):
+        return text
+    codebook, tokens = _split(text)
+    found: dict[str, list[str]] = {"solver": [], "format": codebook, "group": [], "option": []}
+    for token in tokens:
+        found[_kind(token, text)].append(token)
+    for kind in ("solver", "format", "group"):
+        if len(found[kind]) > 1:
+            raise ValueError(f"[scheme] expected one {kind} in '{text}', got {found[kind]}")
+    if not found["format"]:
+        raise ValueError(
+            f"[scheme] expected a format in '{text}', one of: {', '.join([*formats(), *FLOATS])}"
+        )
+    solver = found["solver"][0] if found["solver"] else "nearest"
+    scheme = Scheme(solver, found["format"][0], 0, frozenset(found["option"]))
+    group = _group(found["group"][0]) if found["group"] else _default_group(scheme)
+    scheme = Scheme(scheme.solver, scheme.format, group, scheme.options)
+    _check(scheme, text, bool(found["group"]))
+    return scheme
+
+
+def read_codebook(path: str) -> Format:
+    """A format whose codebook is read from a text file of 2, 4, 8 or 16 numbers.
+
+    Values are separated by blanks, commas or line ends; ``#`` starts a comment. Scales are float32
+    and ``max|w| / max|value|``; groups are 64 unless the scheme says otherwise.
+
+    Raises:
+        ValueError: the file cannot be read, or holds another count, duplicates or no number.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"[codebook] cannot read '{path}': {error.strerror}") from None
+    words = [w for line in lines for w in re.split(r"[\s,;]+", line.split("#")[0]) if w]
+    try:
+        values = tuple(float(w) for w in words)
+    except ValueError as error:
+        raise ValueError(f"[codebook] expected numbers in '{path}', got: {error}") from None
+    if len(values) not in (2, 4, 8, 16):
+        raise ValueError(f"[codebook] expected 2, 4, 8 or 16 values in '{path}', got {len(values)}")
+    if not all(math.isfinite(v) for v in values) or len(set(values)) != len(values):
+        raise ValueError(f"[codebook] expected finite, distinct values in '{path}', got {values}")
+    return Format(path, len(values).bit_length() - 1, 64, "f32", values)
+
+
+def _split(text: str) -> tuple[list[str], list[str]]:
+    """The codebook path, if the string names one, and the other tokens in lower case."""
+    suffixes = "|".join(re.escape(s) for s in _CODEBOOK_SUFFIXES)
+    match = re.fullmatch(rf"(?:(gptq)-)?(.*(?:{suffixes}))(?:-(.*))?", text.strip())
+    if match:
+        rest = [match[1]] if match[1] else []
+        return [match[2]], rest + [t for t in (match[3] or "").lower().split("-") if t]
+    return [], [t for t in text.strip().lower().split("-") if t]
+
+
+def _kind(token: str, text: str) -> str:
+    if token in SOLVERS:
+        return "solver"
+    if token in formats() or token in FLOATS:
+        return "format"
+    if token in ("row", "tensor") or re.fullmatch(r"g[1-9]\d*", token):
+        return "group"
+    if token in OPTIONS:
+        return "option"
+    near = difflib.get_close_matches(token, [*SOLVERS, *formats(), *FLOATS, *OPTIONS], 1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    raise ValueError(
+        f"[scheme] unknown token '{token}' in '{text}'{hint}; known: {', '.join(known_tokens())}"
+    )
+
+
+def _group(token: str) -> int:
+    return {"row": ROW, "tensor": TENSOR}.get(token) if token[0] != "g" else int(token[1:])  # type: ignore[return-value]
+
+
+def _default_group(scheme: Scheme) -> int:
+    return ROW if scheme.is_float else scheme.weight_format.group
+
+
+def _check(scheme: Scheme, text: str, group_given: bool) -> None:
+    """Refuse combinations that mean nothing, with the reason."""
+
+    def refuse(reason: str) -> None:
+        raise ValueError(f"[scheme] '{text}': {reason}")
+
+    if scheme.is_float:
+        if scheme.options or group_given or scheme.solver != "nearest":
+            refuse(f"{scheme.format} leaves weights in floating point and takes no other token")
+        return
+    weight_format = scheme.weight_format
+    if scheme.group > 0 and scheme.group % 8:
+        refuse(f"expected a group that is a multiple of 8, got {scheme.group}")
+    if weight_format.scale_type == "e8m0" and scheme.group != weight_format.group:
+        refuse(f"{scheme.format} is defined with groups of {weight_format.group}")
+    if {"asym", "fzero"} <= scheme.options:
+        refuse("asym and fzero exclude each other")
+    if scheme.options & {"asym", "fzero"} and not weight_format.is_integer:
+        refuse("a zero point needs an integer format (int2 to int8)")
+    if "dq" in scheme.options and weight_format.scale_type != "f32":
+        refuse("dq needs a format with float32 scales, such as nf4, fp4 or a codebook file")
+    if "actorder" in scheme.options and scheme.solver != "gptq":
+        refuse("actorder is an option of the gptq solver")
+    if scheme.solver == "gptq" and scheme.group == TENSOR:
+        refuse("gptq works with groups or rows, not with one scale per tensor")

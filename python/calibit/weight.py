@@ -1,0 +1,324 @@
+"""A quantized weight in canonical form: the one value that travels between layers, files and solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from calibit import ops
+from calibit.schemes import TENSOR, Scheme, parse
+from calibit.solver import DAMPING, Factored, factor
+
+Tensor = torch.Tensor
+
+TENSOR_NAMES = (
+    "codes",
+    "scales",
+    "zeros",
+    "scale_codes",
+    "nested_scales",
+    "nested_codebook",
+    "nested_offset",
+    "codebook",
+    "input_order",
+)
+"""Names of the canonical tensors, as stored on disk; which of them exist depends on the scheme."""
+
+_ZERO_OF_DTYPE = {None: "none", torch.uint8: "u8", torch.float32: "f32"}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A weight ``W[N, K]`` as codes, scales and what else its scheme needs. Made by `quantize`.
+
+    With G = ceil(K / group): codes uint8 ``[N, ceil(K*bits/8)]`` (LSB-first bit stream per row),
+    scales ``[N, G]`` (float16 for integers, float32 for codebooks, uint8 for E8M0), zeros ``[N, G]``
+    uint8 or float32; with double quantization scale_codes uint8 ``[N, G]``, nested_scales,
+    nested_codebook and nested_offset instead of scales; codebook float32 ``[2**bits]``;
+    input_order int32 ``[K]``: column k of the codes multiplies ``x[input_order[k]]``.
+
+    Attributes:
+        shape: (N, K), rows are output features.
+        scheme: how it was made.
+        notes: what a reader of a report should know, e.g. a raised damping.
+    """
+
+    shape: tuple[int, int]
+    scheme: Scheme
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    codebook: Tensor | None = None
+    nested_scales: Tensor | None = None
+    nested_codebook: Tensor | None = None
+    nested_offset: Tensor | None = None
+    input_order: Tensor | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @cached_property
+    def layout(self) -> dict[str, int]:
+        """What the operators need to know of the tensors: n, k, bits, group, kind."""
+        nested = self.nested_scales is not None
+        scale = "nested" if nested else self.scheme.weight_format.scale_type
+        zero = _ZERO_OF_DTYPE[None if self.zeros is None else self.zeros.dtype]
+        return {
+            "n": self.shape[0],
+            "k": self.shape[1],
+            "bits": self.scheme.bits,
+            "group": max(self.scheme.group, 0),
+            "kind": ops.scale_kind(scale, zero),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The canonical tensors by their names on disk (`TENSOR_NAMES`)."""
+        named = {name: getattr(self, name, None) for name in TENSOR_NAMES}
+        if self.nested_scales is not None:
+            named["scale_codes"], named["scales"] = self.scales, None
+        return {name: t for name, t in named.items() if t is not None}
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], *, scheme: str | Scheme, shape: tuple[int, int]
+    ) -> QuantizedWeight:
+        """The weight whose `tensors()` these are.
+
+        Raises:
+            ValueError: a name that is missing, unknown or does not belong to the scheme, or a
+                tensor of the wrong shape or dtype.
+        """
+        scheme = parse(scheme)
+        _check_names(set(tensors), scheme)
+        rest = {name: t for name, t in tensors.items() if name not in ("scales", "scale_codes")}
+        scales = tensors["scale_codes"] if "dq" in scheme.options else tensors["scales"]
+        q = cls(shape=(int(shape[0]), int(shape[1])), scheme=scheme, scales=scales, **rest)
+        q._check_input_order()
+        q.pack()  # the operator checks every shape and dtype
+        return q
+
+    def _check_input_order(self) -> None:
+        order, k = self.input_order, self.shape[1]
+        if order is None:
+            return
+        if order.dtype != torch.int32 or order.shape != (k,):
+            raise ValueError(
+                f"[weight] expected input_order int32 [{k}], got {order.dtype} {list(order.shape)}"
+            )
+        if not torch.equal(order.sort().values, torch.arange(k, dtype=torch.int32)):
+            raise ValueError(f"[weight] expected input_order to be a permutation of 0..{k - 1}")
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The float weight ``[N, K]`` that the codes stand for, columns in the order of x."""
+        w = ops.dequantize(
+            self.codes,
+            self.scales,
+            self.zeros,
+            self.codebook,
+            self.nested_scales,
+            self.nested_codebook,
+            self.nested_offset,
+            **self.layout,
+        )
+        if self.input_order is not None:
+            restored = torch.empty_like(w)
+            restored[:, self.input_order.long()] = w
+            w = restored
+        return w.to(dtype)
+
+    def pack(self) -> Tensor:
+        """The kernels' buffer, uint8, one dimension."""
+        return ops.pack_weight(
+            self.codes,
+            self.scales,
+            self.zeros,
+            self.nested_scales,
+            self.nested_codebook,
+            self.nested_offset,
+            **self.layout,
+        )
+
+    @property
+    def nbytes_codes(self) -> int:
+        """Bytes of the codes."""
+        return self.codes.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all canonical tensors."""
+        return sum(t.nbytes for t in self.tensors().values())
+
+    @property
+    def nbytes_meta(self) -> int:
+        """Bytes of scales, zero points, codebooks and order."""
+        return self.nbytes - self.nbytes_codes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight, metadata included."""
+        return 8 * self.nbytes / (self.shape[0] * self.shape[1])
+
+    def __repr__(self) -> str:
+        n, k = self.shape
+        return f"QuantizedWeight({n} x {k}, {self.scheme}, {self.bits_per_weight:.3f} bits per weight)"
+
+
+def quantize(
+    weight: Tensor | np.ndarray[Any, Any],
+    scheme: str | Scheme,
+    *,
+    hessian: Tensor | Factored | None = None,
+    damping: float = DAMPING,
+) -> QuantizedWeight:
+    """Quantize one weight: the same call for every solver and format.
+
+    Args:
+        weight: ``[N, K]`` of any floating dtype, rows are output features; torch or NumPy.
+        scheme: such as ``"nf4"``, ``"int4-g32-asym"``, ``"gptq-int4-g128"``.
+        hessian: for ``gptq``: ``[K, K]``, sum or mean of x x^T over calibration inputs, or its
+            factor from `calibit.solver.factor` (shared by weights with the same input).
+        damping: for ``gptq``: share of the mean diagonal that is added to the Hessian's diagonal.
+
+    Returns:
+        The quantized weight, on the weight's device. Deterministic.
+
+    Raises:
+        ValueError: unknown scheme, NaN or infinity in the weight, wrong shape, a missing or wrong
+            Hessian.
+
+    Example:
+        >>> q = quantize(np.eye(4, 64, dtype=np.float32), "nf4")
+        >>> bool((q.dequantize() == torch.eye(4, 64)).all())
+        True
+    """
+    scheme = parse(scheme)
+    w, device = _as_matrix(weight)
+    codebook = _codebook(scheme)
+    form = {"bits": scheme.bits, "group": max(scheme.group, 0)}
+    if scheme.solver == "gptq":
+        factored = _factored(hessian, w.shape[1], scheme, damping)
+        w[:, factored.info.dead.cpu()] = 0
+    fixed = _fixed_scales(w, scheme, codebook, form)
+    form["kind"] = _plain_kind(scheme)
+    given = fixed.plain if fixed is not None else (None, None)
+    notes: tuple[str, ...] = ()
+    if scheme.solver == "gptq":
+        upper = factored.upper.to("cpu", torch.float32)
+        order = None if factored.order is None else factored.order.to("cpu", torch.int32)
+        solved = ops.gptq_solve(w, upper, codebook, *given, order, **form)
+        notes = (factored.info.note,) if factored.info.note else ()
+    else:
+        solved = ops.quantize(w, codebook, *given, **form)
+    tensors = dict(zip(("codes", "scales", "zeros"), solved, strict=True))
+    if fixed is not None:
+        tensors |= fixed.stored
+    q = QuantizedWeight((w.shape[0], w.shape[1]), scheme, codebook=codebook, notes=notes, **tensors)
+    return q if device.type == "cpu" else to_device(q, device)
+
+
+def to_device(q: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:
+    """The same weight with its tensors on another device."""
+    moved = {name: t.to(device) for name, t in q.tensors().items()}
+    return QuantizedWeight.from_tensors(moved, scheme=q.scheme, shape=q.shape)
+
+
+@dataclass(frozen=True)
+class _FixedScales:
+    """Scales chosen before the codes: as the rounding sees them, and as they are stored."""
+
+    plain: tuple[Tensor, Tensor | None]
+    stored: dict[str, Tensor]
+
+
+def _fixed_scales(
+    w: Tensor, scheme: Scheme, codebook: Tensor | None, form: dict[str, int]
+) -> _FixedScales | None:
+    """Scales for the schemes that fix them first: one per tensor, nested ones, activation order."""
+    if not (scheme.group == TENSOR or scheme.options & {"dq", "actorder"}):
+        return None
+    kind = _plain_kind(scheme)
+    rows = w.reshape(1, -1) if scheme.group == TENSOR else w
+    _, scales, zeros = ops.quantize(rows, codebook, **form, kind=kind)
+    if scheme.group == TENSOR:
+        scales = scales.expand(w.shape[0], 1).contiguous()
+        zeros = None if zeros is None else zeros.expand(w.shape[0], 1).contiguous()
+    if "dq" not in scheme.options:
+        return _FixedScales((scales, zeros), {})
+    codes, nested, nested_codebook, offset = ops.double_quantize(scales)
+    stored = {
+        "scales": codes,
+        "nested_scales": nested,
+        "nested_codebook": nested_codebook,
+        "nested_offset": offset,
+    }
+    block = torch.arange(scales.numel()) // 256
+    values = nested_codebook[codes.flatten().long()] * nested[block] + offset
+    return _FixedScales((values.reshape(scales.shape), None), stored)
+
+
+def _plain_kind(scheme: Scheme) -> int:
+    zero = "u8" if "asym" in scheme.options else "f32" if "fzero" in scheme.options else "none"
+    return ops.scale_kind(scheme.weight_format.scale_type, zero)
+
+
+def _as_matrix(weight: Tensor | np.ndarray[Any, Any]) -> tuple[Tensor, torch.device]:
+    """A float32 copy on the CPU, and the device it came from."""
+    t = torch.from_numpy(weight) if isinstance(weight, np.ndarray) else weight.detach()
+    if t.dim() != 2 or t.numel() == 0:
+        raise ValueError(f"[quantize] expected a weight [N, K] with N, K >= 1, got {list(t.shape)}")
+    if not t.is_floating_point():
+        raise ValueError(f"[quantize] expected a floating-point weight, got {t.dtype}")
+    if t.is_meta:
+        raise ValueError("[quantize] expected a weight with data, got one on the meta device")
+    return t.to("cpu", torch.float32, copy=True).contiguous(), t.device
+
+
+def _codebook(scheme: Scheme) -> Tensor | None:
+    values = scheme.weight_format.codebook
+    return None if values is None else torch.tensor(values, dtype=torch.float32)
+
+
+def _factored(
+    hessian: Tensor | Factored | None, k: int, scheme: Scheme, damping: float
+) -> Factored:
+    if hessian is None:
+        raise ValueError(
+            f"[quantize] expected hessian= [{k}, {k}] for '{scheme}', got none: collect it from "
+            "calibration inputs, or use quantize_model(..., calibration=texts)"
+        )
+    ordered = "actorder" in scheme.options
+    result = (
+        hessian
+        if isinstance(hessian, Factored)
+        else factor(hessian, damping, activation_order=ordered)
+    )
+    if result.upper.shape != (k, k):
+        raise ValueError(
+            f"[quantize] expected a Hessian [{k}, {k}], got {list(result.upper.shape)}"
+        )
+    if ordered and result.order is None:
+        raise ValueError(f"[quantize] '{scheme}' needs factor(..., activation_order=True)")
+    if not ordered and result.order is not None:
+        raise ValueError(f"[quantize] '{scheme}' needs a factor without activation order")
+    return result
+
+
+def _check_names(names: set[str], scheme: Scheme) -> None:
+    needed = {"codes"} | (
+        {"scale_codes", "nested_scales", "nested_codebook", "nested_offset"}
+        if "dq" in scheme.options
+        else {"scales"}
+    )
+    if scheme.options & {"asym", "fzero"}:
+        needed.add("zeros")
+    if scheme.weight_format.codebook is not None:
+        needed.add("codebook")
+    missing, unknown = needed - names, names - needed - {"input_order"}
+    if missing or unknown:
+        raise ValueError(
+            f"[weight] expected tensors {sorted(needed)} for '{scheme}', "
+            f"missing {sorted(missing)}, unknown {sorted(unknown)}"
+        )
