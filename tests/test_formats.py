@@ -1,0 +1,92 @@
+"""The registry against tables typed from the specifications, and scheme strings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+
+import calibit
+from calibit import schemes
+
+
+@pytest.mark.parametrize("name", reference.GOLDEN_CODEBOOKS)
+def test_codebook_equals_the_published_table(name: str) -> None:
+    golden = np.array(reference.GOLDEN_CODEBOOKS[name], np.float32)
+    built = np.array(calibit.formats()[name].codebook, np.float32)
+    assert (built == golden).all()
+    assert (np.signbit(built) == np.signbit(golden)).all()
+
+
+def test_registry_holds_the_integer_formats() -> None:
+    integers = {n: f for n, f in calibit.formats().items() if f.is_integer}
+    assert {n: f.bits for n, f in integers.items()} == {f"int{b}": b for b in range(2, 9)}
+    assert {f.scale_type for f in integers.values()} == {"f16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("nf4", "nf4"),
+        ("NF4-g64", "nf4"),
+        ("nf4-g32", "nf4-g32"),
+        ("dq-fp4", "fp4-dq"),
+        ("int8", "int8-g128"),
+        ("g128-int4-gptq", "gptq-int4-g128"),
+        ("int4-fzero-g32", "int4-g32-fzero"),
+        ("int4-row", "int4-row"),
+        ("actorder-gptq-nf4-dq", "gptq-nf4-dq-actorder"),
+        ("bf16", "bf16"),
+    ],
+)
+def test_scheme_is_parsed_in_any_order_and_printed_in_one(text: str, canonical: str) -> None:
+    assert str(schemes.parse(text)) == canonical
+    assert schemes.parse(canonical) == schemes.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nf5", r"unknown token 'nf5'.*did you mean 'nf4'.*known: gptq, nf4, fp4"),
+        ("", r"expected a format"),
+        ("gptq", r"expected a format"),
+        ("nf4-int4", r"expected one format"),
+        ("int4-g32-g64", r"expected one group"),
+        ("nf4-asym", r"integer format"),
+        ("int4-dq", r"dq needs"),
+        ("int4-asym-fzero", r"exclude"),
+        ("int4-actorder", r"gptq solver"),
+        ("bf16-g64", r"no other token"),
+        ("mxfp4-g64", r"groups of 32"),
+        ("int4-g12", r"multiple of 8"),
+        ("gptq-int4-tensor", r"one scale per tensor"),
+    ],
+)
+def test_scheme_refuses(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schemes.parse(text)
+
+
+def test_codebook_file_is_a_format(tmp_path) -> None:
+    path = tmp_path / "my-book.txt"
+    path.write_text("# three bits\n-1, -0.5 -0.25 0\n0.1 0.3 0.6 1\n")
+    scheme = schemes.parse(f"{path}-g32-dq")
+    assert scheme.bits == 3 and scheme.group == 32 and scheme.options == {"dq"}
+    assert schemes.parse(str(scheme)) == scheme
+    w = np.random.default_rng(0).normal(size=(5, 70)).astype(np.float32)
+    q = calibit.quantize(w, f"{path}-g32")
+    want = reference.quantize(w, 3, 32, codebook=scheme.weight_format.codebook)
+    assert (reference.unstream(q.codes.numpy(), 70, 3) == want.codes).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("1 2 3", "2, 4, 8 or 16"), ("1 x", "expected numbers"), ("0 1 1 2", "distinct")],
+)
+def test_codebook_file_refuses(tmp_path, content: str, message: str) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        schemes.parse(str(path))
+    with pytest.raises(ValueError, match="cannot read"):
+        schemes.parse(str(tmp_path / "absent.txt"))
