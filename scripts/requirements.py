@@ -2,9 +2,10 @@
 
     python scripts/requirements.py build|demo|test
 
-`build` is what compiling and importing the extension needs beside torch, `demo` adds the run-time dependencies and the
-`demo` extra, `test` adds the `dev` extra. torch is left out: it is installed first and alone (scripts/bootstrap.sh).
-cmake and ninja are left out where the machine has a usable program, so that such a machine fetches nothing.
+`build` is what compiling and importing the extension needs beside torch, `demo` adds the run-time
+dependencies and the `demo` extra, `test` adds the `dev` extra. torch is left out: it is installed
+first and alone (scripts/bootstrap.sh). cmake and ninja are left out where the machine has a usable
+program, so that such a machine fetches nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EXTRAS = {"build": (), "demo": ("demo",), "test": ("demo", "dev")}
 
 
 def system_program(name: str) -> str | None:
-    """Return the path of a program outside `.venv`, or None: an activated `.venv` must not change the answer."""
+    """Return the path of a program outside `.venv`, active or not, or None."""
     own = str(ROOT / ".venv")
     folders = [f for f in os.environ.get("PATH", "").split(os.pathsep) if not f.startswith(own)]
     return shutil.which(name, path=os.pathsep.join(folders))
@@ -39,7 +40,9 @@ def has_cmake() -> bool:
     program = system_program("cmake")
     if program is None:
         return False
-    text = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    text = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, check=False
+    ).stdout
     found = re.search(r"version (\d+)\.(\d+)", text)
     return found is not None and (int(found[1]), int(found[2])) >= OLDEST_CMAKE
 
@@ -51,7 +54,7 @@ def name_of(requirement: str) -> str:
 
 
 def requirements(project: dict[str, Any], mode: str) -> list[str]:
-    """Return the requirements of `mode` from a parsed pyproject.toml, without torch and without repeats."""
+    """Return the requirements of `mode` from a parsed pyproject.toml, torch left out."""
     run_time = project["project"]["dependencies"]
     wanted = list(project["build-system"]["requires"])
     wanted += [] if has_cmake() else [f"cmake>={'.'.join(map(str, OLDEST_CMAKE))}"]
@@ -66,7 +69,10 @@ def requirements(project: dict[str, Any], mode: str) -> list[str]:
 def main() -> int:
     """Print the requirements of the mode named on the command line."""
     if len(sys.argv) != 2 or sys.argv[1] not in EXTRAS:
-        print(f"[requirements] expected one of {', '.join(EXTRAS)}, got {sys.argv[1:]}", file=sys.stderr)
+        print(
+            f"[requirements] expected one of {', '.join(EXTRAS)}, got {sys.argv[1:]}",
+            file=sys.stderr,
+        )
         return 3
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     print("\n".join(requirements(project, sys.argv[1])))
