@@ -1,0 +1,181 @@
+"""Confidence intervals of rates, of paired accuracy differences and of bootstrapped statistics."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from calibit.measures.estimate import Interval
+from calibit.measures.resampling import Resampling
+
+_NORMAL = NormalDist()
+
+
+def two_sided_z(level: float) -> float:
+    """Normal quantile of a two-sided level: 1.96 for 0.95."""
+    return _NORMAL.inv_cdf(0.5 + level / 2.0)
+
+
+def clopper_pearson(k: int, n: int, *, level: float = 0.95) -> Interval:
+    """Exact binomial interval of a rate k / n (Clopper and Pearson 1934).
+
+    Args:
+        k: number of events.
+        n: number of trials.
+        level: two-sided level.
+
+    Raises:
+        ValueError: unless 0 <= k <= n.
+    """
+    from scipy.special import betaincinv
+
+    _check_rate(k, n, "clopper_pearson")
+    if n == 0:
+        return Interval(None, None, level, "clopper_pearson", reason="no trials")
+    alpha = 1.0 - level
+    lower = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, alpha / 2))
+    upper = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - alpha / 2))
+    return Interval(lower, upper, level, "clopper_pearson")
+
+
+def wilson(k: int, n: int, *, level: float = 0.95) -> Interval:
+    """Score interval of a rate k / n (Wilson 1927), for binned plots.
+
+    Raises:
+        ValueError: unless 0 <= k <= n.
+    """
+    _check_rate(k, n, "wilson")
+    if n == 0:
+        return Interval(None, None, level, "wilson", reason="no trials")
+    z2 = two_sided_z(level) ** 2
+    rate = k / n
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half), level, "wilson")
+
+
+def tango(rw: int, wr: int, n: int, *, level: float = 0.95) -> Interval:
+    """Score interval of the paired accuracy difference (wr - rw) / n (Tango 1998).
+
+    It does not degenerate without discordant pairs, and its one-sided error stays at or below
+    nominal.
+
+    Args:
+        rw: items right before and wrong after.
+        wr: items wrong before and right after.
+        n: all items.
+        level: two-sided level.
+
+    Raises:
+        ValueError: unless the counts fit into n.
+    """
+    if rw < 0 or wr < 0 or rw + wr > n:
+        raise ValueError(f"[tango] expected 0 <= rw + wr <= n, got rw {rw}, wr {wr}, n {n}")
+    if n == 0:
+        return Interval(None, None, level, "tango", reason="no items")
+    lower, upper = tango_bounds(np.array([rw]), np.array([wr]), np.array([n]), two_sided_z(level))
+    return Interval(float(lower[0]), float(upper[0]), level, "tango")
+
+
+def tango_bounds(
+    rw: np.ndarray, wr: np.ndarray, n: np.ndarray, z: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tango's bounds for many tables at once, by bisection.
+
+    Args:
+        rw, wr, n: int [m], discordant counts and sizes.
+        z: normal quantile.
+
+    Returns:
+        lower and upper bounds of (wr - rw) / n, float64 [m] each.
+    """
+    # The lower bound of a table is the negated upper bound of the mirrored table.
+    return -_tango_upper(wr, rw, n, z), _tango_upper(rw, wr, n, z)
+
+
+def percentile(draws: np.ndarray, resampling: Resampling) -> Interval:
+    """Percentile interval of draws [resamples], linear interpolation; NaN draws are dropped."""
+    kept = draws[np.isfinite(draws)]
+    if len(kept) < 0.9 * len(draws):
+        return _bootstrapped("percentile", resampling, reason="undefined on many resamples")
+    tail = (1.0 - resampling.level) / 2.0
+    return _bootstrapped("percentile", resampling, np.quantile(kept, [tail, 1.0 - tail]))
+
+
+def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interval:
+    """Bias-corrected and accelerated interval of a mean (Efron 1987).
+
+    Args:
+        values: float64 [N], the per-item values whose mean is estimated.
+        draws: float64 [resamples], resampled means.
+        resampling: level, and what is recorded.
+
+    Returns:
+        The interval; without spread both bounds are the mean, and with a mean outside all draws the
+        percentile interval.
+    """
+    mean, spread = float(np.mean(values)), float(np.std(values))
+    if len(values) < 2:
+        return _bootstrapped("bca", resampling, reason="an interval needs at least 2 items")
+    if np.ptp(values) == 0.0:
+        return _bootstrapped("bca", resampling, np.array([mean, mean]))
+    # A draw equal to the mean may differ in its last bit, by the order of addition in a product.
+    below = float(np.mean(draws < mean - 1e-12 * (abs(mean) + spread)))
+    if not 0.0 < below < 1.0:
+        return percentile(draws, resampling)
+    z0, a = _NORMAL.inv_cdf(below), acceleration(values)
+    tail = (1.0 - resampling.level) / 2.0
+    levels = [_bca_level(z0, a, _NORMAL.inv_cdf(share)) for share in (tail, 1.0 - tail)]
+    return _bootstrapped("bca", resampling, np.quantile(draws, levels))
+
+
+def acceleration(values: np.ndarray) -> float:
+    """BCa acceleration of a mean: sum u^3 / (6 (sum u^2)^1.5), u from its leave-one-out values.
+
+    Args:
+        values: float64 [N], not all equal.
+    """
+    u = (values - values.mean()) / (len(values) - 1)
+    return float(np.sum(u**3) / (6.0 * np.sum(u**2) ** 1.5))
+
+
+def t_interval(values: np.ndarray, *, level: float = 0.95) -> Interval:
+    """Student's interval of the mean of `values` [N], N - 1 degrees of freedom."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    if n < 2:
+        return Interval(None, None, level, "t", reason="an interval needs at least 2 values")
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    mean = float(np.mean(values))
+    return Interval(mean - half, mean + half, level, "t")
+
+
+def _bootstrapped(
+    method: str, draw: Resampling, bounds: np.ndarray | None = None, *, reason: str | None = None
+) -> Interval:
+    lower, upper = (None, None) if bounds is None else (float(bounds[0]), float(bounds[1]))
+    return Interval(lower, upper, draw.level, method, draw.resamples, draw.seed, reason)
+
+
+def _bca_level(z0: float, a: float, z: float) -> float:
+    return _NORMAL.cdf(z0 + (z0 + z) / (1.0 - a * (z0 + z)))
+
+
+def _check_rate(k: int, n: int, op: str) -> None:
+    if not 0 <= k <= n:
+        raise ValueError(f"[{op}] expected 0 <= k <= n, got k {k}, n {n}")
+
+
+def _tango_upper(rw: np.ndarray, wr: np.ndarray, n: np.ndarray, z: float) -> np.ndarray:
+    estimate = (wr - rw) / n
+    low, high = estimate.astype(np.float64), np.ones(len(estimate))
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        b = rw + wr - middle * (2 * n + rw - wr)
+        q = (b + np.sqrt(b * b + 8 * n * rw * middle * (1 - middle))) / (4 * n)
+        inside = middle - estimate < z * np.sqrt(np.maximum(0.0, (2 * q + middle - middle**2) / n))
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return (low + high) / 2.0

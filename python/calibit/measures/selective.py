@@ -1,0 +1,173 @@
+"""Ranking and selective prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from calibit.measures.binning import top_label
+from calibit.measures.confidence import NO_ITEMS
+from calibit.measures.estimate import Estimate, undefined
+from calibit.measures.intervals import percentile
+from calibit.measures.resampling import Resampling, count_chunks
+
+
+def auroc(
+    confidence: ArrayLike, correct: ArrayLike, *, resampling: Resampling | None = None
+) -> Estimate:
+    """Probability that a right item has more confidence than a wrong one, ties counted half.
+
+    Args:
+        confidence: float [N] in [0, 1].
+        correct: [N], 0 or 1.
+        resampling: asks for a percentile interval.
+
+    Returns:
+        Estimate; None if all items are right or all are wrong.
+    """
+    c, r = top_label(confidence, correct, op="auroc")
+    if not len(c):
+        return undefined("auroc", NO_ITEMS, estimator="rank")
+    if r.min() == r.max():
+        return undefined(
+            "auroc", f"all items are {'right' if r[0] else 'wrong'}", n=len(c), estimator="rank"
+        )
+    out = Estimate("auroc", float(_auroc_of_counts(np.ones((1, len(c))), c, r)[0]), "rank", len(c))
+    return (
+        out
+        if resampling is None
+        else out.with_interval(percentile(ranking_draws(c, r, None, resampling)[0], resampling))
+    )
+
+
+def aurc(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    ids: Sequence[str] | None = None,
+    resampling: Resampling | None = None,
+) -> Estimate:
+    """Area under the risk-coverage curve: mean over j of the error rate of the j most confident
+    items.
+
+    Args:
+        confidence: float [N] in [0, 1].
+        correct: [N], 0 or 1.
+        ids: item ids that order equal confidences; position where omitted.
+        resampling: asks for a percentile interval.
+    """
+    c, r = top_label(confidence, correct, op="aurc")
+    if not len(c):
+        return undefined("aurc", NO_ITEMS, estimator="rank")
+    out = Estimate("aurc", float(np.mean(_risks(c, r, ids))), "rank", len(c))
+    return (
+        out
+        if resampling is None
+        else out.with_interval(percentile(ranking_draws(c, r, ids, resampling)[1], resampling))
+    )
+
+
+def e_aurc(
+    confidence: ArrayLike, correct: ArrayLike, *, ids: Sequence[str] | None = None
+) -> Estimate:
+    """AURC minus the AURC of the best possible order of the same items (Geifman et al. 2019)."""
+    c, r = top_label(confidence, correct, op="e_aurc")
+    if not len(c):
+        return undefined("e_aurc", NO_ITEMS, estimator="rank")
+    j = np.arange(1, len(c) + 1)
+    best = np.mean(np.maximum(0.0, j - r.sum()) / j)
+    return Estimate("e_aurc", float(np.mean(_risks(c, r, ids)) - best), "rank", len(c))
+
+
+def sel_acc(
+    confidence: ArrayLike, correct: ArrayLike, q: float, *, ids: Sequence[str] | None = None
+) -> Estimate:
+    """Accuracy of the ceil(q N - 1e-9) most confident items.
+
+    Args:
+        confidence: float [N] in [0, 1].
+        correct: [N], 0 or 1.
+        q: share of the items, 0 < q <= 1.
+        ids: item ids that order equal confidences.
+
+    Raises:
+        ValueError: for q outside (0, 1].
+    """
+    c, r = top_label(confidence, correct, op="sel_acc")
+    if not 0.0 < q <= 1.0:
+        raise ValueError(f"[sel_acc] expected 0 < q <= 1, got {q}")
+    metric = f"sel_acc@{q:g}"
+    if not len(c):
+        return undefined(metric, NO_ITEMS, extra={"q": q})
+    kept = max(1, math.ceil(q * len(c) - 1e-9))
+    return Estimate(metric, float(r[rank_order(c, ids)[:kept]].mean()), n=kept, extra={"q": q})
+
+
+def rank_order(confidence: np.ndarray, ids: Sequence[str] | None) -> np.ndarray:
+    """Indices by falling confidence, equal ones by item id (by position without ids), int64 [N].
+
+    Raises:
+        ValueError: for a wrong number of ids.
+    """
+    if ids is None:
+        return np.argsort(-confidence, kind="stable")
+    if len(ids) != len(confidence):
+        raise ValueError(f"[aurc] expected {len(confidence)} ids, got {len(ids)}")
+    return np.lexsort((np.asarray(ids, dtype=str), -confidence))
+
+
+def ranking_draws(
+    confidence: np.ndarray, correct: np.ndarray, ids: Sequence[str] | None, resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """AUROC, AURC and excess AURC on every resample; copies of an item stand next to each other in
+    the order.
+
+    Args:
+        confidence, correct: float64 [N].
+        ids: item ids that order equal confidences.
+        resampling: number of resamples and seed.
+
+    Returns:
+        Three arrays float64 [resamples]; AUROC is NaN where a resample holds one class only.
+    """
+    order = rank_order(confidence, ids)
+    wrong, n = 1.0 - correct[order], len(order)
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
+    # mean_j max(0, j - R)/j for R right items
+    right = np.arange(n + 1)
+    best = (n - right - right * (harmonic[n] - harmonic[right])) / n
+    parts = []
+    for counts in count_chunks(n, resampling):
+        ordered = counts[:, order]
+        area = _aurc_of_counts(ordered, wrong, harmonic)
+        excess = area - best[(ordered @ correct[order]).round().astype(np.int64)]
+        parts.append(np.stack([_auroc_of_counts(counts, confidence, correct), area, excess]))
+    auroc_draws, aurc_draws, excess_draws = np.concatenate(parts, axis=1)
+    return auroc_draws, aurc_draws, excess_draws
+
+
+def _risks(c: np.ndarray, r: np.ndarray, ids: Sequence[str] | None) -> np.ndarray:
+    wrong = 1.0 - r[rank_order(c, ids)]
+    return np.cumsum(wrong) / np.arange(1, len(c) + 1)
+
+
+def _auroc_of_counts(counts: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    order = np.argsort(confidence, kind="stable")
+    starts = np.flatnonzero(np.diff(confidence[order], prepend=-np.inf))
+    right = np.add.reduceat(counts[:, order] * correct[order], starts, axis=1)
+    wrong = np.add.reduceat(counts[:, order] * (1.0 - correct[order]), starts, axis=1)
+    below = np.cumsum(wrong, axis=1) - 0.5 * wrong
+    with np.errstate(invalid="ignore"):
+        return (right * below).sum(axis=1) / (right.sum(axis=1) * wrong.sum(axis=1))
+
+
+def _aurc_of_counts(counts: np.ndarray, wrong: np.ndarray, harmonic: np.ndarray) -> np.ndarray:
+    # An item with w copies after s items with E errors adds sum_{t=1..w} (E + t e) / (s + t).
+    seen = np.cumsum(counts, axis=1)
+    before = seen - counts
+    errors = np.cumsum(counts * wrong, axis=1) - counts * wrong
+    span = harmonic[seen.astype(np.int64)] - harmonic[before.astype(np.int64)]
+    return (errors * span + wrong * (counts - before * span)).sum(axis=1) / len(wrong)
