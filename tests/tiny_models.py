@@ -1,8 +1,8 @@
 """Tiny random language models of many architectures, built in memory from their configuration.
 
-Every model has two decoder blocks, a vocabulary of 96 and hidden sizes that are no multiple of the usual group sizes
-(48 and 80), so that each weight ends in a short group. Weights are drawn from a fixed seed with a spread large enough
-that the logits depend visibly on every layer.
+Every model has two decoder blocks, a vocabulary of 96 and hidden sizes that are no multiple of the
+usual group sizes (48 and 80), so that each weight ends in a short group. Weights are drawn from a
+fixed seed with a spread large enough that the logits depend visibly on every layer.
 """
 
 from __future__ import annotations

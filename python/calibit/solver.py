@@ -1,10 +1,10 @@
 """The triangular factor GPTQ works with, computed once per Hessian in float64.
 
-GPTQ (Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2023,
-section 3.3) rounds the columns of a weight one after the other and passes each column's error on through the rows of
-the upper Cholesky factor U of the inverse Hessian, inv(H) = U^T U. With J the reversal of order and
-J H J = L L^T, that factor is U = J inv(L) J: one Cholesky factorization and one triangular inverse, instead of the
-usual factorization, inversion and second factorization.
+GPTQ (Frantar et al., arXiv 2210.17323, section 3.3) rounds the columns of a weight one after the
+other and passes each column's error on through the rows of the upper Cholesky factor U of the
+inverse Hessian, inv(H) = U^T U. With J the reversal of order and J H J = L L^T, that factor is
+U = J inv(L) J: one Cholesky factorization and one triangular inverse, instead of the usual
+factorization, inversion and second factorization.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ class FactorInfo:
 
     Attributes:
         damping: the relative damping that was used.
-        requested: the relative damping that was asked for; smaller than `damping` when the matrix needed more.
-        dead: bool `[K]`, inputs that were zero in every calibration token. Their Hessian column was replaced by
-            that of the identity; the solver must set the weights of these columns to zero.
+        requested: the relative damping that was asked for; smaller than `damping` when the
+            matrix needed more.
+        dead: bool `[K]`, inputs that were zero in every calibration token. Their Hessian column was
+            replaced by that of the identity; the solver must set the weights of these columns to
+            zero.
     """
 
     damping: float
@@ -50,7 +52,8 @@ class FactorInfo:
 class Factored(NamedTuple):
     """The upper factor U, float64 `[K, K]`, how it was found, and the order of its columns.
 
-    `order` is None for the natural order, else int64 `[K]`: row and column t of U belong to input `order[t]`.
+    `order` is None for the natural order, else int64 `[K]`: row and column t of U belong to input
+    `order[t]`.
     """
 
     upper: torch.Tensor
@@ -63,20 +66,23 @@ def factor(
 ) -> Factored:
     """Upper triangular U with inv(H + damping) = U^T U.
 
-    When the damped matrix is not positive definite the damping is multiplied by ten until it is, at most to 1; the
-    value used is in the result. Deterministic for a given matrix, device and number of threads.
+    When the damped matrix is not positive definite the damping is multiplied by ten until it is, at
+    most to 1; the value used is in the result. Deterministic for a given matrix, device and number
+    of threads.
 
     Args:
-        hessian: `[K, K]`, symmetric, any positive scale: the sum or mean of x x^T over calibration tokens.
+        hessian: `[K, K]`, symmetric, any positive scale: the sum or mean of x x^T over calibration
+        tokens.
         damping: share of the mean diagonal that is added to the diagonal, > 0.
-        activation_order: take the inputs by falling diagonal of H (those with the largest activations first).
+        activation_order: take the inputs by falling diagonal of H (those with the largest
+        activations first).
 
     Returns:
         U as float64 `[K, K]` on the Hessian's device, with the damping used and the dead inputs.
 
     Raises:
-        ValueError: the matrix is not square, holds NaN or Inf, has a negative diagonal entry, or cannot be
-            factorized even with a damping of 1.
+        ValueError: the matrix is not square, holds NaN or Inf, has a negative diagonal entry, or
+            cannot be factorized even with a damping of 1.
 
     Example:
         >>> upper, info = factor(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.01)
@@ -101,8 +107,8 @@ def factor(
         used *= _DAMPING_STEP
         if used > _DAMPING_LIMIT:
             raise ValueError(
-                f"[factor] expected a positive definite Hessian, got one that a damping of {_DAMPING_LIMIT:g} does "
-                "not mend: check that it is symmetric and a sum of outer products"
+                "[factor] expected a positive definite Hessian, got one that a damping of "
+                f"{_DAMPING_LIMIT:g} does not mend: check that it is a sum of outer products"
             )
     identity = torch.eye(lower.shape[0], dtype=torch.float64, device=lower.device)
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
@@ -112,16 +118,21 @@ def factor(
 def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
     """A float64 copy with dead inputs replaced by the identity, and the mask of dead inputs."""
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or hessian.shape[0] == 0:
-        raise ValueError(f"[factor] expected a square Hessian [K, K], got shape {tuple(hessian.shape)}")
+        raise ValueError(
+            f"[factor] expected a square Hessian [K, K], got shape {tuple(hessian.shape)}"
+        )
     if not 0 < damping <= _DAMPING_LIMIT:
         raise ValueError(f"[factor] expected a damping in (0, {_DAMPING_LIMIT:g}], got {damping}")
     copy = hessian.detach().to(torch.float64, copy=True)
     if not bool(torch.isfinite(copy).all()):
-        raise ValueError("[factor] expected a finite Hessian, got NaN or Inf: check the calibration activations")
+        raise ValueError(
+            "[factor] expected a finite Hessian, got NaN or Inf: check the calibration activations"
+        )
     diagonal = copy.diagonal()
     if bool((diagonal < 0).any()):
         raise ValueError(
-            f"[factor] expected a diagonal >= 0, got {float(diagonal.min()):g}: a sum of outer products has none below 0"
+            f"[factor] expected a diagonal >= 0, got {float(diagonal.min()):g}: check that the "
+            "Hessian is a sum of outer products"
         )
     dead = diagonal == 0
     copy[dead, :] = 0

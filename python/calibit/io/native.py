@@ -1,0 +1,309 @@
+"""calibit's own checkpoint: a Hugging Face folder with each quantized layer in canonical form.
+
+    config.json            the model's configuration; `quantization_config` as below
+    model*.safetensors     `<layer>.codes`, `<layer>.scales` …; every other tensor as it was
+    generation_config.json, tokenizer files
+
+`quantization_config` holds `quant_method` ("calibit"), `format` (version of this layout), `scheme`
+(as the user wrote it), `modules` (the scheme of each quantized layer), `tied` (parameters stored
+under another name) and `source_hash` (of the float model's weights). A folder is written under
+another name and renamed when it is complete; an existing one is never touched. Loading is strict:
+every tensor must be there with its shape and dtype, nothing else may be, and the values arrive bit
+for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibit import schemes, structure
+from calibit.io import shards
+from calibit.modules import QuantizedLinear
+from calibit.weight import QuantizedWeight
+
+METHOD = "calibit"
+"""`quant_method` of this checkpoint."""
+
+FORMAT = 1
+"""Version of the layout; a reader refuses another one."""
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Is this a folder that `save` wrote?"""
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    section = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(section, dict) and section.get("quant_method") == METHOD
+
+
+def describe(model: nn.Module, scheme: str | None, source_hash: str | None) -> dict[str, Any]:
+    """The `quantization_config` of a quantized model.
+
+    Args:
+        model: the model.
+        scheme: the scheme or plan as the user wrote it; None lists the schemes found.
+        source_hash: hash of the float weights, where known.
+    """
+    modules = {
+        name: str(module.scheme)
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+    }
+    return {
+        "quant_method": METHOD,
+        "format": FORMAT,
+        "scheme": scheme or ", ".join(sorted(set(modules.values()))),
+        "modules": modules,
+        "tied": structure.aliases(model),
+        "source_hash": source_hash,
+    }
+
+
+def record_(model: Any, scheme: str, source_hash: str) -> None:
+    """Write what was done to a model into its configuration, where it has one."""
+    if hasattr(model, "config"):
+        model.config.quantization_config = describe(model, scheme, source_hash)
+
+
+def save(
+    model: Any,
+    path: str | Path,
+    *,
+    tokenizer: Any | None = None,
+    max_shard_bytes: int = shards.MAX_BYTES,
+) -> Path:
+    """Write a quantized model to a new folder.
+
+    Canonical tensors are made layer by layer and written file by file, so that saving takes the
+    memory of one file.
+
+    Args:
+        model: a Hugging Face model with quantized layers.
+        path: the folder to create.
+        tokenizer: written beside the model when given.
+        max_shard_bytes: size at which a new file is begun.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: the model has no quantized layer, or no configuration.
+    """
+    path = Path(path)
+    if not hasattr(model, "config"):
+        raise ValueError(
+            f"[save] expected a Hugging Face model with a configuration, got {type(model).__name__}"
+        )
+    recorded = getattr(model.config, "quantization_config", None)
+    known = recorded if isinstance(recorded, dict) else {}
+    section = describe(model, known.get("scheme"), known.get("source_hash"))
+    if not section["modules"]:
+        raise ValueError(
+            "[save] expected a model with quantized layers, got none: use save_pretrained for a "
+            "float model"
+        )
+    shards.check_new(path, "save")
+    with shards.new_folder(path) as folder:
+        shards.write(folder, structure.tensors(model), max_bytes=max_shard_bytes)
+        _write_config(model, folder, section)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    return path
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Read a model that `save` wrote.
+
+    Args:
+        path: the folder.
+        device: where to put the model; None is the CPU.
+        dtype: dtype of the floating-point parameters and of the arithmetic; None keeps the stored
+            one. Codes and scales are the same whatever it is.
+        trust_remote_code: let the configuration name model code of its own.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files does not exist.
+        ValueError: the folder is no calibit checkpoint, or a tensor is missing, unexpected, of
+            another shape or dtype, or unreadable; the message names the file and the tensor.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    path = Path(path)
+    section = _read_section(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    model = _skeleton(config, trust_remote_code)
+    with shards.Reader(path) as files:
+        _fill_quantized_(model, section["modules"], files)
+        _fill_float_(model, section["tied"], files)
+        files.check_all_read()
+    if (path / "generation_config.json").is_file() and hasattr(model, "generation_config"):
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    if dtype is not None:
+        structure.cast_(model, dtype)
+    return model.to(device).eval() if device is not None else model.eval()
+
+
+def _write_config(model: Any, folder: Path, section: dict[str, Any]) -> None:
+    """config.json and generation_config.json; the model's own configuration stays as it is."""
+    config = deepcopy(model.config)
+    config.quantization_config = section
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        # Not save_pretrained: it refuses settings that do not matter here, such as greedy decoding
+        # with a temperature.
+        generation.to_json_file(folder / "generation_config.json")
+
+
+def _read_section(path: Path) -> dict[str, Any]:
+    """The checked `quantization_config` of a folder."""
+    file = path / "config.json"
+    if not path.is_dir():
+        raise FileNotFoundError(f"[load] expected a folder, got {str(path)!r} which does not exist")
+    if not file.is_file():
+        raise FileNotFoundError(f"[load] expected config.json in {str(path)!r}, got none")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"[load] expected JSON in {str(file)!r}, got {error}") from error
+    section = config.get("quantization_config") if isinstance(config, dict) else None
+    method = section.get("quant_method") if isinstance(section, dict) else None
+    if not isinstance(section, dict) or method != METHOD:
+        raise ValueError(
+            f"[load] expected quant_method {METHOD!r} in {str(file)!r}, got {method!r}"
+        )
+    if section.get("format") != FORMAT:
+        raise ValueError(
+            f"[load] expected format {FORMAT} in {str(file)!r}, got {section.get('format')!r}: use "
+            "the calibit that wrote it"
+        )
+    for key in ("modules", "tied"):
+        value = section.get(key)
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise ValueError(
+                f"[load] expected {key!r} in {str(file)!r} to map names to strings, got "
+                f"{value!r:.80}"
+            )
+    return section
+
+
+def _skeleton(config: Any, trust_remote_code: bool) -> Any:
+    """The model of a configuration: parameters on the meta device, computed buffers real.
+
+    A model built wholly on the meta device would lose its rotary frequencies and other buffers
+    that no file holds; so only parameters are moved there, each as soon as its module registers it.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+    from transformers import AutoModelForCausalLM
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or parameter.is_meta:
+            return None  # leave it
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(to_meta)
+    try:
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    finally:
+        handle.remove()
+
+
+def _fill_quantized_(model: nn.Module, modules: Mapping[str, str], files: shards.Reader) -> None:
+    """Put a QuantizedLinear with its stored tensors in the place of each quantized layer."""
+    layers = structure.linear_layers(model)
+    for name, text in modules.items():
+        layer = layers.get(name)
+        if layer is None:
+            raise ValueError(f"[load] expected a linear layer {name!r} in the model, got none")
+        stored = {key: files.read(f"{name}.{key}") for key in files.below(name)}
+        file = files.file_of(f"{name}.codes")
+        bias, expected = stored.pop("bias", None), layer.bias(model)
+        if bias is None and expected is not None:
+            raise ValueError(f"[load] expected tensor '{name}.bias' in {file}, got none")
+        if bias is not None:
+            if expected is None:
+                raise ValueError(f"[load] expected {name!r} without bias, got one in {file}")
+            _check_like(f"{name}.bias", bias, expected, files)
+        try:
+            scheme = schemes.parse(text)
+            quantized = QuantizedWeight.from_tensors(stored, scheme=scheme, shape=layer.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"[load] cannot read {name!r} as {text} from {file}: {error}"
+            ) from error
+        _check_finite(name, stored, file)
+        dtype = model.get_submodule(name).get_parameter("weight").dtype
+        structure.replace_(model, layer.names, QuantizedLinear.from_weight(quantized, bias, dtype))
+
+
+def _fill_float_(model: nn.Module, tied: Mapping[str, str], files: shards.Reader) -> None:
+    """Fill every other parameter and saved buffer, and tie what was tied."""
+    for prefix, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLinear):
+            continue
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            name = f"{prefix}.{key}" if prefix else key
+            if name not in tied:
+                value = _read_like(name, parameter, files)
+                setattr(module, key, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            if key not in module._non_persistent_buffers_set:
+                setattr(
+                    module, key, _read_like(f"{prefix}.{key}" if prefix else key, buffer, files)
+                )
+    for name, source in tied.items():
+        owner, _, key = name.rpartition(".")
+        try:
+            setattr(model.get_submodule(owner), key, model.get_parameter(source))
+        except AttributeError as error:
+            raise ValueError(
+                f"[load] expected parameters {name!r} and {source!r} to tie, got: {error}"
+            ) from error
+
+
+def _read_like(name: str, expected: torch.Tensor, files: shards.Reader) -> torch.Tensor:
+    """A stored tensor of the shape and kind of the model's."""
+    value = files.read(name)
+    _check_like(name, value, expected, files)
+    return value
+
+
+def _check_like(
+    name: str, value: torch.Tensor, expected: torch.Tensor, files: shards.Reader
+) -> None:
+    """Refuse a stored tensor of another shape or kind than the model's."""
+    same_kind = value.is_floating_point() == expected.is_floating_point()
+    if value.shape != expected.shape or not same_kind:
+        raise ValueError(
+            f"[load] expected {name!r} as {expected.dtype} {list(expected.shape)}, got "
+            f"{value.dtype} {list(value.shape)} in {files.file_of(name)}"
+        )
+
+
+def _check_finite(name: str, stored: Mapping[str, torch.Tensor], file: str) -> None:
+    """Refuse NaN and Inf in scales, zero points and codebooks."""
+    for key, tensor in stored.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"[load] expected finite values, got NaN or Inf in '{name}.{key}' in {file}"
+            )

@@ -1,0 +1,206 @@
+"""Tensors in the safetensors files of a Hugging Face folder: streamed out, checked on the way in.
+
+One file is called `model.safetensors`; several are `model-00001-of-00003.safetensors` … beside
+`model.safetensors.index.json`, whose `weight_map` says which tensor lies where.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAX_BYTES = 2_000_000_000
+"""Files are closed before they grow beyond this; it bounds the memory that writing takes."""
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def check_new(path: Path, what: str) -> None:
+    """Refuse an output folder that exists."""
+    if path.exists():
+        raise FileExistsError(
+            f"[{what}] expected a new folder, got {str(path)!r} which exists: choose another name "
+            "or remove it"
+        )
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder under another name: becomes `path` when the block ends well, vanishes when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    folder.mkdir()
+    try:
+        yield folder
+        folder.rename(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, max_bytes: int = MAX_BYTES
+) -> None:
+    """Write tensors into a folder, holding no more than one file of them in memory.
+
+    Args:
+        folder: an existing folder.
+        tensors: names and values; they may be made as they are asked for.
+        max_bytes: size at which a new file is begun; a larger tensor gets a file of its own.
+    """
+    written: list[tuple[Path, list[str]]] = []
+    total = 0
+    for shard in _shards(tensors, max_bytes):
+        written.append((_write_file(folder / f"{len(written):05d}.part", shard), list(shard)))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(written) == 1:
+        written[0][0].rename(folder / _SINGLE)
+        return
+    weight_map = {}
+    for number, (file, names) in enumerate(written, start=1):
+        final = f"model-{number:05d}-of-{len(written):05d}.safetensors"
+        file.rename(folder / final)
+        weight_map.update(dict.fromkeys(names, final))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+class Reader:
+    """The tensors of a folder, with the file of each for messages; a context manager.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is truncated or no safetensors file, the index is damaged, or a tensor
+            lies in two files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, Any] = {}
+        self._where: dict[str, str] = {}
+        self._unread: set[str] = set()
+
+    def __enter__(self) -> Reader:
+        for file in self._files():
+            for name in self._opened(file).keys():  # noqa: SIM118 - a file handle, no mapping
+                if name in self._where:
+                    raise ValueError(
+                        f"[load] expected each tensor once, got {name!r} in {self._where[name]} "
+                        f"and {file}"
+                    )
+                self._where[name] = file
+        self._unread = set(self._where)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._open.values():
+            handle.__exit__(None, None, None)
+        self._open.clear()
+
+    def file_of(self, name: str) -> str:
+        """File of a tensor, for messages."""
+        return self._where.get(name, str(self._folder))
+
+    def below(self, module: str) -> list[str]:
+        """Names of the tensors directly below a module, without its prefix."""
+        prefix = f"{module}."
+        rest = (name[len(prefix) :] for name in self._where if name.startswith(prefix))
+        return [name for name in rest if "." not in name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in memory of its own.
+
+        Raises:
+            ValueError: there is none of this name, or its data cannot be read.
+        """
+        from safetensors import SafetensorError
+
+        if name not in self._where:
+            raise ValueError(
+                f"[load] expected tensor {name!r} in {str(self._folder)!r}, got none: the "
+                "checkpoint is incomplete or of another model"
+            )
+        file = self._where[name]
+        try:
+            value: torch.Tensor = self._opened(file).get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"[load] expected {name!r} readable in {file}, got {error}") from error
+        self._unread.discard(name)
+        return value.clone()  # the file's own memory must not be needed any longer
+
+    def check_all_read(self) -> None:
+        """Refuse tensors that nothing asked for."""
+        if self._unread:
+            first = min(self._unread)
+            raise ValueError(
+                f"[load] expected only the model's tensors, got {len(self._unread)} more: "
+                f"{first!r} in {self.file_of(first)}"
+            )
+
+    def _files(self) -> list[str]:
+        """File names, from the index where there is one."""
+        index = self._folder / _INDEX
+        if not index.is_file():
+            return [_SINGLE]
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"[load] expected a weight_map in {_INDEX}, got {error!r}") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"[load] expected plain file names in {_INDEX}, got {name!r}")
+        return names
+
+    def _opened(self, file: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if file not in self._open:
+            if not (self._folder / file).is_file():
+                raise FileNotFoundError(
+                    f"[load] expected {file} in {str(self._folder)!r}, got none"
+                )
+            try:
+                self._open[file] = safe_open(self._folder / file, framework="pt").__enter__()
+            except SafetensorError as error:
+                raise ValueError(
+                    f"[load] expected a whole safetensors file, got {file}: {error}"
+                ) from error
+        return self._open[file]
+
+
+def _shards(
+    tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Tensors in groups of at most `max_bytes`, on the CPU, each in memory of its own."""
+    shard: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = _own(tensor.cpu().contiguous(), shard)
+        size += tensor.nbytes
+    yield shard
+
+
+def _own(tensor: torch.Tensor, others: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The tensor, copied when it shares memory: the file format refuses tensors that overlap."""
+    memory = tensor.untyped_storage()
+    pointers = {other.untyped_storage().data_ptr() for other in others.values()}
+    shares = memory.nbytes() != tensor.nbytes or memory.data_ptr() in pointers
+    return tensor.clone() if shares else tensor
+
+
+def _write_file(file: Path, shard: dict[str, torch.Tensor]) -> Path:
+    from safetensors.torch import save_file
+
+    save_file(shard, file, metadata={"format": "pt"})
+    return file

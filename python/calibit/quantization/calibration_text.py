@@ -1,0 +1,194 @@
+"""Calibration text: a file, strings, or Python's own manual, cut into equal segments of tokens.
+
+The built-in text is `pydoc_data.topics`, which every CPython carries. Its topics are divided by
+alphabetical order: the even ones calibrate, the odd ones are left for measuring, so that no model
+is judged on the text it was fitted to.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+SEGMENTS = 32
+LENGTH = 512
+"""Default size, 16,384 tokens. Measured on SmolLM2-135M: see `benchmarks/README.md`."""
+
+PYDOC = "pydoc"
+"""Name of the built-in text."""
+
+_MOST_CHARACTERS = 8_000_000
+
+
+Source: TypeAlias = (
+    "str | Path | Sequence[str] | torch.Tensor | Sequence[torch.Tensor] | Mapping[str, Any]"
+    " | Calibration"
+)
+"""What `load` understands."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token sequences a Hessian is summed over.
+
+    Attributes:
+        sequences: int64 `[length]` each, without padding.
+        source: where they came from, for records.
+        notes: sentences about shortcomings (too few tokens), for reports.
+    """
+
+    sequences: tuple[torch.Tensor, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all sequences."""
+        return sum(sequence.numel() for sequence in self.sequences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a record says about the calibration."""
+        return {
+            "source": self.source,
+            "sequences": len(self.sequences),
+            "tokens": self.tokens,
+            "notes": list(self.notes),
+        }
+
+
+def pydoc_text(part: str = "calibration") -> str:
+    """Half of the topics of Python's manual as one text.
+
+    Args:
+        part: `"calibration"` (topics 0, 2, 4 … by alphabet) or `"evaluation"` (1, 3, 5 …).
+    """
+    from pydoc_data.topics import topics
+
+    if part not in ("calibration", "evaluation"):
+        raise ValueError(f"[pydoc_text] expected part 'calibration' or 'evaluation', got {part!r}")
+    first = 0 if part == "calibration" else 1
+    return "\n\n".join(topics[name].strip() for name in sorted(topics)[first::2])
+
+
+def load(
+    source: Source,
+    tokenizer: Any | None = None,
+    *,
+    segments: int = SEGMENTS,
+    length: int = LENGTH,
+) -> Calibration:
+    """Calibration sequences from whatever names them.
+
+    Text is tokenised once, without special tokens, and `segments` windows of `length` tokens are
+    taken at equal distances over the whole of it: deterministic, no seed. Sequences of tokens are
+    used as they are.
+
+    Args:
+        source: `"pydoc"`, the path of a text file, a sequence of texts (joined by blank lines),
+            token ids `[rows, length]` or a sequence of `[length]`, a tokenizer's output
+            (`input_ids` and `attention_mask`: padding is cut off), or a `Calibration`.
+        tokenizer: a Hugging Face tokenizer; needed for text.
+        segments: how many windows to take from text.
+        length: tokens per window.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        TypeError: text without a tokenizer, or a source of another kind.
+        ValueError: the text is shorter than one segment, or the file is not UTF-8.
+    """
+    if isinstance(source, Calibration):
+        return source
+    if isinstance(source, torch.Tensor):
+        return Calibration(_rows(source), "token ids")
+    if isinstance(source, Mapping):
+        return Calibration(_unpadded(source), "token ids")
+    if isinstance(source, str | Path):
+        text, name = _read(source)
+    elif len(source) > 0 and all(isinstance(item, torch.Tensor) for item in source):
+        return Calibration(tuple(row for item in source for row in _rows(item)), "token ids")  # type: ignore[arg-type]
+    elif len(source) > 0 and all(isinstance(item, str) for item in source):
+        text, name = "\n\n".join(source), f"{len(source)} texts"  # type: ignore[arg-type]
+    else:
+        raise TypeError(
+            "[calibration] expected 'pydoc', a file, texts or token ids, got "
+            + (
+                "an empty sequence"
+                if len(source) == 0
+                else f"a sequence of {type(source[0]).__name__}"
+            )
+        )
+    if tokenizer is None:
+        raise TypeError("[calibration] expected tokenizer= with calibration text, got none")
+    return _windows(text, name, tokenizer, segments=segments, length=length)
+
+
+def _windows(text: str, name: str, tokenizer: Any, *, segments: int, length: int) -> Calibration:
+    """Windows at equal distances over the tokens of a text."""
+    if segments < 1 or length < 1:
+        raise ValueError(
+            f"[calibration] expected at least one segment of one token, got {segments} of {length}"
+        )
+    notes = []
+    if len(text) > _MOST_CHARACTERS:
+        notes.append(f"only the first {_MOST_CHARACTERS:,} characters of {name} were used")
+        text = text[:_MOST_CHARACTERS]
+    # verbose=False: the tokenizer would warn that the text is longer than the model's context.
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    available = ids.numel() // length
+    if available == 0:
+        raise ValueError(
+            f"[calibration] expected at least {length} tokens, got {ids.numel()} in {name}: give "
+            "more text or shorter segments"
+        )
+    if available < segments:
+        note = f"{name} has {available} segments of {length} tokens, not the {segments} asked for"
+        notes.append(note)
+        warnings.warn(
+            f"[calibration] {note}: the result may fit the text too closely", stacklevel=3
+        )
+        segments = available
+    step = (ids.numel() - length) / max(1, segments - 1)
+    starts = [int(index * step) for index in range(segments)]
+    return Calibration(tuple(ids[s : s + length].long() for s in starts), name, tuple(notes))
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    """Text and name of a file or of the built-in text."""
+    if source == PYDOC:
+        return pydoc_text("calibration"), PYDOC
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"[calibration] expected '{PYDOC}' or a text file, got {str(source)!r} which does not "
+            "exist"
+        )
+    try:
+        return path.read_text(encoding="utf-8"), path.name
+    except UnicodeDecodeError as error:
+        raise ValueError(f"[calibration] expected UTF-8 text, got {path.name}: {error}") from error
+
+
+def _unpadded(batch: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+    """The real tokens of each row of a padded batch; unpadded sequences need no mask later on."""
+    rows = _rows(torch.as_tensor(batch["input_ids"]))
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return rows
+    kept = (row[m.bool()] for row, m in zip(rows, _rows(torch.as_tensor(mask)), strict=True))
+    return tuple(row for row in kept if row.numel() > 0)
+
+
+def _rows(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The rows of a tensor of token ids."""
+    if ids.dim() not in (1, 2) or ids.is_floating_point() or ids.numel() == 0:
+        raise ValueError(
+            "[calibration] expected integer token ids [rows, length], got "
+            f"{ids.dtype} {list(ids.shape)}"
+        )
+    rows = ids.reshape(1, -1) if ids.dim() == 1 else ids
+    return tuple(row.long().cpu() for row in rows)

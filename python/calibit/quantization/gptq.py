@@ -1,0 +1,186 @@
+"""The GPTQ driver: calibrates and solves a model block by block, in place.
+
+True sequential order (the GPTQ paper's released code, option `--true-sequential`): inside a block,
+layers are solved in the order in which they run, and those that come later are calibrated on the
+outputs of those already quantized. Layers that read the same tensor are solved together. The next
+block is fed by the quantized block. Deterministic for a given model, calibration, device and number
+of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibit import solver, structure
+from calibit.quantization.calibration_text import Calibration
+from calibit.quantization.hessian import Hessian, HessianCapture, same_memory, watch_input
+from calibit.quantization.layerwise import Curvature, quantize_layer_
+from calibit.quantization.replay import Call, NotReplayable, Replay, record
+from calibit.quantization.report import ModuleReport
+from calibit.schemes import Scheme
+
+Job = tuple[structure.LinearLayer, Scheme]
+"""A layer and what to do to it."""
+
+_HESSIAN_BYTES = 2 * 1024**3
+"""Memory for Hessians collected at the same time in whole-model passes."""
+
+
+def solve_model_(
+    model: nn.Module,
+    jobs: Sequence[Job],
+    calibration: Calibration,
+    done: Callable[[ModuleReport], None],
+) -> tuple[str, ...]:
+    """Quantize layers with GPTQ, in place.
+
+    Layers inside the decoder blocks are solved block by block; the others afterwards, calibrated on
+    passes of the whole model. When the blocks cannot be run one at a time, all layers are
+    calibrated on such passes.
+
+    Args:
+        model: the model, in evaluation mode, its other layers already quantized.
+        jobs: the layers and their schemes.
+        calibration: the token sequences.
+        done: called with the row of each layer as soon as the layer is replaced.
+
+    Returns:
+        Notes for the report.
+
+    Raises:
+        ValueError: activations are NaN or Inf, or a token id is outside the vocabulary.
+    """
+    device = next(model.parameters()).device
+    samples = [sequence[None].to(device) for sequence in calibration.sequences]
+    _check_ids(model, samples)
+    pending = {layer.name: (layer, scheme) for layer, scheme in jobs}
+    notes: tuple[str, ...] = ()
+    try:
+        replay = record(model, samples, partial(_forward, model))
+    except NotReplayable as reason:
+        notes = (f"calibrated on passes of the whole model, not block by block: {reason}",)
+    else:
+        inside = {name: job for name, job in pending.items() if name.startswith(f"{replay.name}.")}
+        for row in _solve_blocks_(model, inside, replay):
+            done(row)
+        pending = {name: job for name, job in pending.items() if name not in inside}
+    for row in _solve_whole_(model, pending, samples):
+        done(row)
+    return notes
+
+
+def _solve_blocks_(
+    model: nn.Module, jobs: dict[str, Job], replay: Replay
+) -> Iterator[ModuleReport]:
+    """Solve the layers of one block after the other."""
+    hidden = replay.hidden
+    for index, block in enumerate(replay.blocks):
+        calls = replay.calls[index]
+        prefix = f"{replay.name}.{index}."
+        inside = {name: job for name, job in jobs.items() if name.startswith(prefix)}
+        for names in _subsets(model, list(inside), partial(calls[0].run, block, hidden[0])):
+            with HessianCapture({n: model.get_submodule(n) for n in names}, stop=True) as capture:
+                for call, states in zip(calls, hidden, strict=True):
+                    capture.run(partial(call.run, block, states))
+            yield from _solve_(model, {name: inside[name] for name in names}, capture.hessians())
+        hidden = _advance(block, calls, hidden)
+
+
+def _solve_whole_(
+    model: nn.Module, jobs: dict[str, Job], samples: Sequence[torch.Tensor]
+) -> Iterator[ModuleReport]:
+    """Solve layers on passes of the whole model, as many at a time as memory holds Hessians."""
+    for names in _batches(jobs):
+        with HessianCapture({name: model.get_submodule(name) for name in names}) as capture:
+            for ids in samples:
+                capture.run(partial(_forward, model, ids))
+        yield from _solve_(model, {name: jobs[name] for name in names}, capture.hessians())
+
+
+def _solve_(
+    model: nn.Module, jobs: dict[str, Job], hessians: dict[str, Hessian | None]
+) -> Iterator[ModuleReport]:
+    """Solve layers whose Hessians are known; each distinct Hessian is factorized once."""
+    curvatures: dict[tuple[int, bool], Curvature] = {}
+    for name, (layer, scheme) in jobs.items():
+        hessian = hessians[name]
+        curvature = None
+        if hessian is not None:
+            ordered = "actorder" in scheme.options
+            key = (id(hessian), ordered)
+            if key not in curvatures:
+                factored = solver.factor(hessian.total, activation_order=ordered)
+                curvatures[key] = Curvature(hessian, factored)
+            curvature = curvatures[key]
+        yield quantize_layer_(model, layer, scheme, curvature)
+
+
+def _subsets(model: nn.Module, names: list[str], forward: Callable[[], object]) -> list[list[str]]:
+    """Layers grouped by the tensor they read, in the order they run; unreached ones come last."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    alive: list[torch.Tensor] = []
+
+    def note(name: str, x: torch.Tensor) -> None:
+        if not any(name in group for group in groups.values()):
+            alive.append(x)
+            groups.setdefault(same_memory(x), []).append(name)
+
+    handles = [watch_input(model.get_submodule(name), partial(note, name)) for name in names]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    reached = {name for group in groups.values() for name in group}
+    rest = [name for name in names if name not in reached]
+    return [*groups.values(), *([rest] if rest else [])]
+
+
+def _advance(
+    block: nn.Module, calls: Sequence[Call], hidden: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The block's outputs: the next block's inputs."""
+    with torch.no_grad():
+        return [call.run(block, states) for call, states in zip(calls, hidden, strict=True)]
+
+
+def _batches(jobs: dict[str, Job]) -> Iterator[list[str]]:
+    """Names whose float64 Hessians fit into memory together; a layer alone always does."""
+    batch: list[str] = []
+    total = 0
+    for name, (layer, _) in jobs.items():
+        size = 8 * layer.shape[1] ** 2
+        if batch and total + size > _HESSIAN_BYTES:
+            yield batch
+            batch, total = [], 0
+        batch.append(name)
+        total += size
+    if batch:
+        yield batch
+
+
+def _forward(model: nn.Module, ids: torch.Tensor) -> object:
+    """One pass of the model over one sequence, without a cache."""
+    if hasattr(model, "config"):
+        return model(input_ids=ids, use_cache=False)
+    return model(ids)
+
+
+def _check_ids(model: nn.Module, samples: Sequence[torch.Tensor]) -> None:
+    """Refuse token ids that the model's embedding does not have."""
+    getter = getattr(model, "get_input_embeddings", None)
+    table = getter() if getter is not None else None
+    if not isinstance(table, nn.Embedding):
+        return
+    largest = max(int(ids.max()) for ids in samples)
+    if largest >= table.num_embeddings:
+        raise ValueError(
+            f"[calibration] expected token ids below {table.num_embeddings}, got {largest}: is "
+            "this the model's tokenizer?"
+        )

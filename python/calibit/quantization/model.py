@@ -1,0 +1,249 @@
+"""quantize_model: a whole model in place, layer by layer.
+
+Everything that can be refused is refused before the first layer changes. A layer is replaced as
+soon as it is quantized and its float weight freed, so that memory never exceeds the float model
+plus one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibit import schemes, structure, weight
+from calibit.io import native
+from calibit.modules import QuantizedLinear
+from calibit.quantization import calibration_text, gptq, plans
+from calibit.quantization.fingerprint import weight_hash
+from calibit.quantization.layerwise import nearest_of, quantize_layer_
+from calibit.quantization.report import KeptWeight, ModuleReport, Report
+from calibit.schemes import Scheme
+
+Progress = Callable[[int, int, str], None]
+"""Called with layers done, layers in all, and the name of the layer just done."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What will happen to a model, found without changing it.
+
+    Attributes:
+        jobs: layers to quantize with their schemes, in the model's order.
+        kept: large weights that stay in floating point.
+    """
+
+    jobs: tuple[gptq.Job, ...]
+    kept: tuple[KeptWeight, ...]
+
+
+def quantize_model(
+    model: nn.Module,
+    scheme: str | Path | Scheme | Mapping[str, str | Scheme] | plans.Plan,
+    *,
+    calibration: calibration_text.Source | None = None,
+    tokenizer: Any | None = None,
+    skip: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """Quantize the linear layers of a causal language model in place.
+
+    Works on any model whose linear layers are `nn.Linear` or GPT-2's `Conv1D`; no list of
+    architectures. The output head stays in floating point unless the scheme has the option `head`;
+    a head tied to the embedding is then untied and the embedding keeps its float tensor. Fused
+    expert parameters are kept and reported. `fp32`, `bf16` and `fp16` quantize nothing: they cast
+    the model. The model's `config.quantization_config` records what was done.
+
+    Args:
+        model: the model, its weights in memory.
+        scheme: a scheme, or a plan `{pattern: scheme or "keep"}` as a mapping or a JSON file (see
+            `plans`).
+        calibration: for GPTQ: `"pydoc"`, a text file, texts, token ids or a `Calibration`.
+        tokenizer: the model's tokenizer, for calibration text.
+        skip: patterns of layers to keep in floating point.
+        progress: called after each layer.
+
+    Returns:
+        A report with one row per layer.
+
+    Raises:
+        ValueError: unknown scheme, a pattern that matches no layer, weights with NaN or Inf or on
+            the meta device, a model that is quantized already. The model is unchanged.
+        TypeError: GPTQ without calibration text or tokenizer. The model is unchanged.
+    """
+    started = perf_counter()
+    plan = plans.load(scheme)
+    _check_weights(model)
+    source_hash = weight_hash(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    survey_ = survey(model, plan, skip=skip)
+    _rehearse(survey_.jobs)
+    data = _calibration(survey_.jobs, calibration, tokenizer, model)
+    if len(plan.schemes) == 1 and plan.schemes[0].is_float:
+        structure.cast_(model, getattr(torch, schemes.FLOATS[plan.schemes[0].format]))
+    rows, notes = _run_(model, survey_.jobs, data, progress)
+    if survey_.jobs:
+        _untie_(model, survey_.jobs)
+        native.record_(model, plan.text, source_hash)
+    return Report(
+        scheme=plan.text,
+        modules=rows,
+        kept=survey_.kept,
+        parameters=parameters,
+        nbytes_model=model_nbytes(model),
+        source_hash=source_hash,
+        seconds=perf_counter() - started,
+        calibration=None if data is None else data.to_dict(),
+        notes=notes,
+    )
+
+
+def survey(model: nn.Module, plan: plans.Plan, *, skip: Sequence[str] = ()) -> Survey:
+    """Which layers a plan quantizes and which large weights stay, without touching the model.
+
+    Raises:
+        ValueError: a pattern of the plan or of `skip` matches no layer.
+    """
+    layers = structure.linear_layers(model)
+    head = structure.head_name(model)
+    tied = structure.tied_to_embedding(model)
+    names = tuple(layers)
+    plans.check_matched({p: [n for n in names if plans.matches(p, n)] for p in skip}, names, "skip")
+    assigned = plans.assign(plan, names, head)
+    jobs: list[gptq.Job] = []
+    kept: list[KeptWeight] = []
+    for name, layer in layers.items():
+        scheme = assigned[name]
+        reason = ""
+        if scheme is not None and scheme.is_float:
+            continue
+        if any(plans.matches(pattern, name) for pattern in skip):
+            reason = "skipped"
+        elif scheme is None:
+            reason = "output head" if name == head else "kept by the plan"
+        elif name in tied and name != head:
+            reason = "shares its weight with an embedding"
+        if reason or scheme is None:
+            kept.append(KeptWeight(name, layer.shape, _nbytes(model, layer), reason))
+        else:
+            jobs.append((layer, scheme))
+    kept += [
+        KeptWeight(fused.name, fused.shape, fused.nbytes, "fused expert parameter")
+        for fused in structure.fused_parameters(model)
+    ]
+    return Survey(tuple(jobs), tuple(kept))
+
+
+def model_nbytes(model: nn.Module) -> int:
+    """Bytes of a model's state, tied tensors once, quantized layers as they are stored."""
+    return sum(tensor.nbytes for _, tensor in structure.tensors(model))
+
+
+def _run_(
+    model: nn.Module,
+    jobs: Sequence[gptq.Job],
+    data: calibration_text.Calibration | None,
+    progress: Progress | None,
+) -> tuple[tuple[ModuleReport, ...], tuple[str, ...]]:
+    """Quantize the layers: nearest rounding first, then GPTQ, which sees the others' errors."""
+    rows: dict[str, ModuleReport] = {}
+
+    def done(row: ModuleReport) -> None:
+        rows[row.name] = row
+        if progress is not None:
+            progress(len(rows), len(jobs), row.name)
+
+    training = model.training
+    model.eval()
+    notes: tuple[str, ...] = ()
+    try:
+        for layer, scheme in jobs:
+            if scheme.solver != "gptq":
+                done(quantize_layer_(model, layer, scheme))
+        solved = [job for job in jobs if job[1].solver == "gptq"]
+        if solved and data is not None:
+            notes = data.notes + gptq.solve_model_(model, solved, data, done)
+    except (ValueError, RuntimeError) as error:
+        if not rows:
+            raise
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(
+            f"{error}; {len(rows)} of {len(jobs)} layers were already quantized in place: load the "
+            "model again before using it"
+        ) from error
+    finally:
+        model.train(training)
+    return tuple(rows[layer.name] for layer, _ in jobs), notes
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Refuse a model that is quantized already, is not in memory, or holds NaN or Inf."""
+    quantized = sum(isinstance(module, QuantizedLinear) for module in model.modules())
+    if quantized:
+        raise ValueError(
+            f"[quantize_model] expected a floating-point model, got one with {quantized} quantized "
+            "layers: load the original"
+        )
+    for name, parameter in model.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        if parameter.is_meta:
+            raise ValueError(
+                f"[quantize_model] expected weights in memory, got {name} on the meta device: load "
+                "the model without offloading (no device_map that leaves layers on disk)"
+            )
+        if parameter.is_floating_point() and parameter.numel():
+            low, high = torch.aminmax(parameter.detach())  # either is NaN when any entry is
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise ValueError(
+                    f"[quantize_model] expected finite weights, got NaN or Inf in the {kind} of "
+                    f"{owner or 'the model'}: the model is unchanged"
+                )
+
+
+def _rehearse(jobs: Sequence[gptq.Job]) -> None:
+    """Let each scheme quantize a tiny weight: one that fails is refused before anything changes."""
+    tiny = torch.linspace(-1, 1, 16).reshape(2, 8)
+    for scheme in dict.fromkeys(scheme for _, scheme in jobs):
+        weight.quantize(tiny, nearest_of(scheme))
+
+
+def _calibration(
+    jobs: Sequence[gptq.Job],
+    source: calibration_text.Source | None,
+    tokenizer: Any | None,
+    model: nn.Module,
+) -> calibration_text.Calibration | None:
+    """The calibration sequences when a scheme needs them."""
+    solved = [str(scheme) for _, scheme in jobs if scheme.solver == "gptq"]
+    if not solved:
+        return None
+    if source is None:
+        raise TypeError(
+            f"[quantize_model] expected calibration= for {solved[0]}, got none: give texts, the "
+            f"path of a text file, or {calibration_text.PYDOC!r} for the built-in one"
+        )
+    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    length = min(calibration_text.LENGTH, context or calibration_text.LENGTH)
+    return calibration_text.load(source, tokenizer, length=length)
+
+
+def _untie_(model: nn.Module, jobs: Sequence[gptq.Job]) -> None:
+    """After the head was quantized, tell transformers not to tie it to the embedding again."""
+    replaced = {name for layer, _ in jobs for name in layer.names}
+    keys = getattr(model, "all_tied_weights_keys", None)
+    if isinstance(keys, dict):
+        for target in [key for key in keys if key.rpartition(".")[0] in replaced]:
+            del keys[target]
+    config: Any = getattr(model, "config", None)
+    if structure.head_name(model) in replaced and config is not None:
+        config.tie_word_embeddings = False
+
+
+def _nbytes(model: nn.Module, layer: structure.LinearLayer) -> int:
+    """Bytes of a layer's float weight."""
+    return model.get_submodule(layer.name).get_parameter("weight").nbytes
