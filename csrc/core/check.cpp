@@ -44,25 +44,35 @@ bool matches(const Array& a, std::initializer_list<std::int64_t> shape) {
 void check_array(const char* op, const char* name, const Array& a, DType dtype,
                  std::initializer_list<std::int64_t> shape) {
   const int dims = static_cast<int>(shape.size());
-  require(a.present(), op, "expected ", name, " ", name_of(dtype), " ", text_of(shape, dims), ", got none");
-  require(a.dtype == dtype, op, "expected ", name, " of dtype ", name_of(dtype), ", got ", name_of(a.dtype));
+  require(a.present(), op, "expected ", name, " ", name_of(dtype), " ", text_of(shape, dims),
+          ", got none");
+  require(a.dtype == dtype, op, "expected ", name, " of dtype ", name_of(dtype), ", got ",
+          name_of(a.dtype));
   require(matches(a, shape), op, "expected ", name, " of shape ", text_of(shape, dims), ", got ",
           text_of(a.shape, a.dims));
 }
 
 WeightSpec make_spec(const char* op, std::int64_t n, std::int64_t k, std::int64_t bits,
                      std::int64_t group, std::int64_t scale_kind, bool has_codebook) {
-  require(n >= 1 && k >= 1, op, "expected a weight with at least one row and column, got [", n, ", ", k, "]");
+  require(n >= 1 && k >= 1, op, "expected a weight with at least one row and column, got [", n,
+          ", ", k, "]");
   require(n < (std::int64_t{1} << 31) && k < (std::int64_t{1} << 31), op,
           "expected fewer than 2^31 rows and columns, got [", n, ", ", k, "]");
   require(bits >= 1 && bits <= 8, op, "expected bits from 1 to 8, got ", bits);
-  require(!has_codebook || bits <= 4, op, "expected a codebook of at most 16 values (4 bits), got ", bits, " bits");
+  require(!has_codebook || bits <= 4, op, "expected a codebook of at most 16 values (4 bits), got ",
+          bits, " bits");
   require(group >= 0, op, "expected group >= 0 (0 = one group per row), got ", group);
   const std::int64_t scale = scale_kind % 16, zero = scale_kind / 16;
-  require(scale_kind >= 0 && scale <= 3 && zero <= 2, op, "expected a known scale kind, got ", scale_kind);
-  require(!has_codebook || zero == 0, op, "expected no zero point with a codebook, got scale kind ", scale_kind);
-  return {n, k, group == 0 || group > k ? k : group, static_cast<int>(bits),
-          static_cast<ScaleType>(scale), static_cast<ZeroType>(zero)};
+  require(scale_kind >= 0 && scale <= 3 && zero <= 2, op, "expected a known scale kind, got ",
+          scale_kind);
+  require(!has_codebook || zero == 0, op, "expected no zero point with a codebook, got scale kind ",
+          scale_kind);
+  return {n,
+          k,
+          group == 0 || group > k ? k : group,
+          static_cast<int>(bits),
+          static_cast<ScaleType>(scale),
+          static_cast<ZeroType>(zero)};
 }
 
 DType scale_dtype(ScaleType t) {
@@ -80,7 +90,8 @@ namespace {
 
 void check_zeros(const char* op, const WeightSpec& spec, const Array& zeros) {
   if (spec.zero == ZeroType::none)
-    require(!zeros.present(), op, "expected no zeros for a symmetric or codebook format, got an array");
+    require(!zeros.present(), op,
+            "expected no zeros for a symmetric or codebook format, got an array");
   else
     check_array(op, "zeros", zeros, zero_dtype(spec.zero), {spec.n, groups(spec)});
 }
@@ -91,8 +102,12 @@ CanonicalWeight check_canonical(const char* op, const WeightSpec& spec, const Ca
   check_array(op, "codes", a.codes, DType::u8, {spec.n, row_bytes(spec)});
   check_array(op, "scales", a.scales, scale_dtype(spec.scale), {spec.n, groups(spec)});
   check_zeros(op, spec, a.zeros);
-  CanonicalWeight w{spec, a.codes.bytes(), a.scales.data, a.zeros.data,
-                    check_codebook(op, spec, a.codebook), {nullptr, nullptr, 0}};
+  CanonicalWeight w{spec,
+                    a.codes.bytes(),
+                    a.scales.data,
+                    a.zeros.data,
+                    check_codebook(op, spec, a.codebook),
+                    {nullptr, nullptr, 0}};
   if (spec.scale != ScaleType::nested) return w;
   check_array(op, "nested_scales", a.nested_scales, DType::f32,
               {ceil_div(spec.n * groups(spec), kNestedBlock)});
@@ -120,7 +135,8 @@ QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array&
   } else {
     require(!zeros.present(), op, "expected zeros together with scales, got zeros alone");
   }
-  return {spec, w.floats(), check_codebook(op, spec, codebook), {}, fixed, nullptr, nullptr, nullptr};
+  return {spec,    w.floats(), check_codebook(op, spec, codebook), {}, fixed, nullptr,
+          nullptr, nullptr};
 }
 
 }  // namespace calibit

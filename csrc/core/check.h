@@ -1,6 +1,6 @@
 #pragma once
-// The checks that both bindings share: arrays of either library become `Array`, and arrays become views.
-// Every failure is std::invalid_argument "[op] expected <argument> ..., got ...".
+// The checks that both bindings share: arrays of either library become `Array`, and arrays become
+// views. Every failure is std::invalid_argument "[op] expected <argument> ..., got ...".
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -28,7 +28,8 @@ struct Array {
 void check_array(const char* op, const char* name, const Array& a, DType dtype,
                  std::initializer_list<std::int64_t> shape);
 
-// scale_kind = ScaleType + 16 * ZeroType, as in the operators' schemas. group 0 or > k: one per row.
+// scale_kind = ScaleType + 16 * ZeroType, as in the operators' schemas. group 0 or > k: one per
+// row.
 WeightSpec make_spec(const char* op, std::int64_t n, std::int64_t k, std::int64_t bits,
                      std::int64_t group, std::int64_t scale_kind, bool has_codebook);
 

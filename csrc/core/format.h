@@ -11,10 +11,10 @@ namespace calibit {
 
 struct Format {
   std::string_view name;
-  int bits;             // of one code, 1..8
-  ScaleType scale;      // how one scale is stored
-  std::int64_t group;   // weights that share a scale by default
-  int entries;          // codebook entries in use, 2^bits; 0 = integers, value = code - 2^(bits-1)
+  int bits;            // of one code, 1..8
+  ScaleType scale;     // how one scale is stored
+  std::int64_t group;  // weights that share a scale by default
+  int entries;         // codebook entries in use, 2^bits; 0 = integers, value = code - 2^(bits-1)
   std::array<float, 16> codebook;
 };
 

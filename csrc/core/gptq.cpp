@@ -21,7 +21,8 @@ void check(const GptqArgs& a) {
     require(a.u[t * k + t] > 0 && std::isfinite(a.u[t * k + t]), "gptq_solve",
             "expected an upper factor with a positive diagonal, got ", a.u[t * k + t], " at ", t);
   if (!a.order) return;
-  require(a.quantize.fixed, "gptq_solve", "expected scales together with an order: groups are reached out of order");
+  require(a.quantize.fixed, "gptq_solve",
+          "expected scales together with an order: groups are reached out of order");
   std::vector<bool> seen(static_cast<std::size_t>(k));
   for (std::int64_t t = 0; t < k; ++t) {
     const std::int32_t c = a.order[t];
@@ -35,7 +36,10 @@ void check(const GptqArgs& a) {
 class Rows {
  public:
   Rows(const GptqArgs& a, std::int64_t first, std::int64_t count)
-      : a_(a), q_(a.quantize), first_(first), count_(count),
+      : a_(a),
+        q_(a.quantize),
+        first_(first),
+        count_(count),
         w_(static_cast<std::size_t>(q_.spec.k * kRows)) {
     for (std::int64_t t = 0; t < q_.spec.k; ++t)
       for (std::int64_t r = 0; r < count_; ++r)

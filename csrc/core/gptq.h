@@ -14,13 +14,13 @@ namespace calibit {
 // reached, which needs the natural order.
 struct GptqArgs {
   QuantizeArgs quantize;
-  const float* u;              // [K, K] upper factor, inv(H) = U^T U, in processing order
-  const std::int32_t* order;   // [K] column processed at each step; null = natural order
+  const float* u;             // [K, K] upper factor, inv(H) = U^T U, in processing order
+  const std::int32_t* order;  // [K] column processed at each step; null = natural order
 };
 
 // Deterministic for any number of threads: rows are independent.
-// Throws std::invalid_argument as quantize() does, for an order that is no permutation, for an order with
-// scales that are not fixed, and for a factor whose diagonal is not positive.
+// Throws std::invalid_argument as quantize() does, for an order that is no permutation, for an
+// order with scales that are not fixed, and for a factor whose diagonal is not positive.
 void gptq_solve(GptqArgs a, ParallelFor loop);
 
 }  // namespace calibit

@@ -1,6 +1,6 @@
 #pragma once
-// The one seam between operations and hardware: a table of functions on plain pointers. Each ISA file
-// in csrc/cpu exports exactly one constant table. A null entry falls back to the portable one.
+// The one seam between operations and hardware: a table of functions on plain pointers. Each ISA
+// file in csrc/cpu exports exactly one constant table. A null entry falls back to the portable one.
 #include <stdint.h>
 
 #include "core/weight.h"
@@ -16,7 +16,8 @@ struct Grid {
   float largest;  // max |value|
 };
 
-// codes, scales, zeros of rows [begin, end) from float weights. Every code byte of the rows is written.
+// codes, scales, zeros of rows [begin, end) from float weights. Every code byte of the rows is
+// written.
 struct QuantizeArgs {
   WeightSpec spec;      // scale is f32, f16 or e8m0
   const float* w;       // [N, K]
@@ -34,8 +35,8 @@ struct DequantizeArgs {
   float* out;
 };
 
-// y[M, N] = x[M, K] W^T + bias. Per output: for each span of at most kSpan columns within a group, a
-// fp32 sum in column order of x * value, then total = total + sum * scale; bias last.
+// y[M, N] = x[M, K] W^T + bias. Per output: for each span of at most kSpan columns within a group,
+// a fp32 sum in column order of x * value, then total = total + sum * scale; bias last.
 struct LinearArgs {
   PackedWeight w;
   const float* x;

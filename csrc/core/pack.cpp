@@ -9,7 +9,8 @@ namespace calibit {
 namespace {
 
 // Calls f(tile, row, group, chunk_row, scale_at, zero_at): where the 32-bit words of one row of one
-// group lie (word w of chunk c at chunk_row + (c * bits + w) * stride bytes), and its scale and zero.
+// group lie (word w of chunk c at chunk_row + (c * bits + w) * stride bytes), and its scale and
+// zero.
 struct Place {
   std::int64_t codes, stride, scale, zero;
 };
@@ -20,8 +21,7 @@ Place place(const WeightSpec& s, std::int64_t n, std::int64_t g) {
   const std::int64_t lane = tile % kBlockTiles * kTileRows + row;
   const std::int64_t start =
       block * kBlockTiles * tile_bytes(s) + g * count * group_bytes(s, s.group);
-  const std::int64_t scales =
-      start + ceil_div(group_length(s, g), kChunk) * count * chunk_bytes(s);
+  const std::int64_t scales = start + ceil_div(group_length(s, g), kChunk) * count * chunk_bytes(s);
   const std::int64_t zeros = scales + count * kTileRows * scale_bytes(s.scale);
   return {start + lane * 4, count * kTileRows * 4, scales + lane * scale_bytes(s.scale),
           zeros + lane * zero_bytes(s.zero)};
@@ -48,7 +48,8 @@ void pack_weight(const CanonicalWeight& w, std::uint8_t* out, ParallelFor loop) 
         for (std::int64_t j = 0; j < group_length(s, g); ++j) {
           const std::int64_t at = j % kChunk * s.bits;
           std::uint8_t* word = out + p.codes + (j / kChunk * s.bits + at / 32) * p.stride;
-          const std::uint64_t code = std::uint64_t{get_code(row, g * s.group + j, s.bits)} << at % 32;
+          const std::uint64_t code = std::uint64_t{get_code(row, g * s.group + j, s.bits)}
+                                     << at % 32;
           std::uint32_t lo;
           std::memcpy(&lo, word, 4);
           lo |= static_cast<std::uint32_t>(code);

@@ -10,12 +10,12 @@ void pack_weight(const CanonicalWeight& w, std::uint8_t* out, ParallelFor loop);
 
 struct UnpackArgs {
   PackedWeight w;
-  std::uint8_t* codes;         // [N, row_bytes]
-  void* scales;                // [N, G]
-  void* zeros;                 // [N, G] or null
-  float* nested_scales;        // [ceil(N*G/256)] or null
-  float* nested_codebook;      // [256] or null
-  float* nested_offset;        // or null
+  std::uint8_t* codes;     // [N, row_bytes]
+  void* scales;            // [N, G]
+  void* zeros;             // [N, G] or null
+  float* nested_scales;    // [ceil(N*G/256)] or null
+  float* nested_codebook;  // [256] or null
+  float* nested_offset;    // or null
 };
 void unpack_weight(const UnpackArgs& a, ParallelFor loop);
 

@@ -15,7 +15,9 @@ namespace {
 
 constexpr std::int64_t kGrainWeights = 1 << 15;  // about 50 us of portable rounding
 
-std::int64_t row_grain(std::int64_t k) { return std::max<std::int64_t>(1, kGrainWeights / std::max<std::int64_t>(k, 1)); }
+std::int64_t row_grain(std::int64_t k) {
+  return std::max<std::int64_t>(1, kGrainWeights / std::max<std::int64_t>(k, 1));
+}
 
 }  // namespace
 
@@ -26,8 +28,8 @@ void check_finite(const QuantizeArgs& a, ParallelFor loop) {
       std::uint32_t largest = 0;  // bit patterns of magnitudes order like the magnitudes
       for (std::int64_t k = 0; k < a.spec.k; ++k)
         largest = std::max(largest, bits_of(w[k]) & 0x7fffffffu);
-      require(largest < 0x7f800000u, "quantize", "expected finite weights, got NaN or infinity in row ", n,
-              " of ", a.spec.n);
+      require(largest < 0x7f800000u, "quantize",
+              "expected finite weights, got NaN or infinity in row ", n, " of ", a.spec.n);
     }
   });
 }
@@ -36,9 +38,12 @@ void check_scales(const QuantizeArgs& a) {
   if (a.spec.scale != ScaleType::f16 || a.fixed) return;
   const auto* s = static_cast<const std::uint16_t*>(a.scales);
   const std::int64_t count = a.spec.n * groups(a.spec);
-  const auto* bad = std::find_if(s, s + count, [](std::uint16_t h) { return (h & 0x7c00) == 0x7c00; });
-  require(bad == s + count, "quantize", "expected weights whose scale fits float16 (at most 65504), got a larger one in row ",
-          (bad - s) / groups(a.spec), "; rescale the weight or use a codebook format (float32 scales)");
+  const auto* bad =
+      std::find_if(s, s + count, [](std::uint16_t h) { return (h & 0x7c00) == 0x7c00; });
+  require(bad == s + count, "quantize",
+          "expected weights whose scale fits float16 (at most 65504), got a larger one in row ",
+          (bad - s) / groups(a.spec),
+          "; rescale the weight or use a codebook format (float32 scales)");
 }
 
 Grid make_grid(const char* op, std::span<const float> codebook) {
@@ -46,8 +51,9 @@ Grid make_grid(const char* op, std::span<const float> codebook) {
   std::iota(order.begin(), order.end(), 0);
   for (const float v : codebook)
     require(std::isfinite(v), op, "expected a codebook of finite values, got ", v);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int i, int j) { return codebook[i] < codebook[j]; });
+  std::sort(order.begin(), order.end(), [&](int i, int j) {
+    return codebook[i] < codebook[j] || (codebook[i] == codebook[j] && i < j);
+  });
   const auto last = std::unique(order.begin(), order.end(),
                                 [&](int i, int j) { return codebook[i] == codebook[j]; });
   order.erase(last, order.end());

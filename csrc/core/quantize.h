@@ -12,8 +12,9 @@ namespace calibit {
 // Throws std::invalid_argument for a value that is not finite or a codebook of zeros alone.
 Grid make_grid(const char* op, std::span<const float> codebook);
 
-// Fills a.codes and, unless a.fixed, a.scales and a.zeros; sets a.grid. Deterministic, independent of threads.
-// Throws std::invalid_argument when W holds NaN or infinity or a scale overflows its type.
+// Fills a.codes and, unless a.fixed, a.scales and a.zeros; sets a.grid. Deterministic, independent
+// of threads. Throws std::invalid_argument when W holds NaN or infinity or a scale overflows its
+// type.
 void quantize(QuantizeArgs a, const Kernels& kernels, ParallelFor loop);
 
 // The two checks of quantize(), for other solvers: finite weights before, finite scales after.
@@ -23,8 +24,8 @@ void check_scales(const QuantizeArgs& a);
 void dequantize(const DequantizeArgs& a, const Kernels& kernels, ParallelFor loop);
 
 // bitsandbytes' double quantization (QLoRA, section 3): offset = mean(scales); per block of 256 the
-// differences, divided by their largest magnitude, take the nearest value of the signed dynamic map.
-// codes [count] u8, nested_scales [ceil(count/256)], codebook [256]. Sums in float64.
+// differences, divided by their largest magnitude, take the nearest value of the signed dynamic
+// map. codes [count] u8, nested_scales [ceil(count/256)], codebook [256]. Sums in float64.
 void double_quantize(std::span<const float> scales, std::uint8_t* codes, float* nested_scales,
                      float* codebook, float* offset);
 

@@ -1,6 +1,7 @@
 #pragma once
-// Views of a quantized weight W[N, K] on plain pointers, and the index arithmetic of its two layouts.
-// C headers only and everything `static`: ISA files include this, and nothing they compile may leak.
+// Views of a quantized weight W[N, K] on plain pointers, and the index arithmetic of its two
+// layouts. C headers only and everything `static`: ISA files include this, and nothing they compile
+// may leak.
 #include <stdint.h>
 
 namespace calibit {

@@ -42,8 +42,8 @@ constexpr std::array kTables{
 
 Kernels filled(const Kernels& k) {
   const Kernels& p = portable_kernels;
-  return {k.name, k.quantize ? k.quantize : p.quantize,
-          k.dequantize ? k.dequantize : p.dequantize, k.linear ? k.linear : p.linear,
+  return {k.name, k.quantize ? k.quantize : p.quantize, k.dequantize ? k.dequantize : p.dequantize,
+          k.linear ? k.linear : p.linear,
           k.linear_input_grad ? k.linear_input_grad : p.linear_input_grad};
 }
 
@@ -95,9 +95,10 @@ const Kernels& kernels_named(const std::string& name) {
 
 std::vector<KernelsInfo> list_kernels() {
   std::vector<KernelsInfo> list;
+  list.reserve(kTables.size());
   for (const Entry& e : kTables)
-    list.push_back({e.kernels->name, e.supported(),
-                    std::string(e.kernels->name) == active_kernels().name});
+    list.push_back(
+        {e.kernels->name, e.supported(), std::string(e.kernels->name) == active_kernels().name});
   return list;
 }
 

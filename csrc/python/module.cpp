@@ -17,7 +17,8 @@
 #include "torch/backend.h"
 
 namespace py = pybind11;
-static_assert(PYBIND11_VERSION_HEX >= 0x03000000, "an older pybind11, as bundled with torch, was found");
+static_assert(PYBIND11_VERSION_HEX >= 0x03000000,
+              "an older pybind11, as bundled with torch, was found");
 
 namespace calibit {
 namespace {
@@ -63,7 +64,9 @@ py::object empty_zeros(const WeightSpec& s) {
 void* data(const py::object& a) {
   return a.is_none() ? nullptr : py::reinterpret_borrow<py::array>(a).mutable_data();
 }
-py::array copied(const Input& i) { return py::reinterpret_borrow<py::array>(i.owned.attr("copy")()); }
+py::array copied(const Input& i) {
+  return py::reinterpret_borrow<py::array>(i.owned.attr("copy")());
+}
 
 // Runs core without the interpreter lock.
 template <typename F>
@@ -98,20 +101,20 @@ py::tuple quantize_np(const py::array& w, std::int64_t bits, std::int64_t group,
                        scale_kind, [&](const QuantizeArgs& a) { quantize(a, table, pool_for); });
 }
 
-py::tuple gptq_solve_np(const py::array& w, const py::array& u, std::int64_t bits, std::int64_t group,
-                        std::int64_t scale_kind, const MaybeArray& codebook,
-                        const MaybeArray& scales, const MaybeArray& zeros, const MaybeArray& order) {
+py::tuple gptq_solve_np(const py::array& w, const py::array& u, std::int64_t bits,
+                        std::int64_t group, std::int64_t scale_kind, const MaybeArray& codebook,
+                        const MaybeArray& scales, const MaybeArray& zeros,
+                        const MaybeArray& order) {
   const char* op = "gptq_solve";
   const Input ui(op, u), oi(op, order);
-  return quantize_with(op, {op, w}, {op, codebook}, {op, scales}, {op, zeros}, bits, group,
-                       scale_kind, [&](const QuantizeArgs& a) {
-                         check_array(op, "u", ui.array, DType::f32, {a.spec.k, a.spec.k});
-                         if (oi.array.present())
-                           check_array(op, "order", oi.array, DType::i32, {a.spec.k});
-                         gptq_solve({a, ui.array.floats(),
-                                     static_cast<const std::int32_t*>(oi.array.data)},
-                                    pool_for);
-                       });
+  return quantize_with(
+      op, {op, w}, {op, codebook}, {op, scales}, {op, zeros}, bits, group, scale_kind,
+      [&](const QuantizeArgs& a) {
+        check_array(op, "u", ui.array, DType::f32, {a.spec.k, a.spec.k});
+        if (oi.array.present()) check_array(op, "order", oi.array, DType::i32, {a.spec.k});
+        gptq_solve({a, ui.array.floats(), static_cast<const std::int32_t*>(oi.array.data)},
+                   pool_for);
+      });
 }
 
 // The canonical tensors of a weight, as arrays.
@@ -125,12 +128,14 @@ struct CanonicalInputs {
 
 py::array dequantize_np(const py::array& codes, const py::array& scales, std::int64_t n,
                         std::int64_t k, std::int64_t bits, std::int64_t group,
-                        std::int64_t scale_kind, const MaybeArray& zeros, const MaybeArray& codebook,
-                        const MaybeArray& nested_scales, const MaybeArray& nested_codebook,
-                        const MaybeArray& nested_offset, const std::string& kernels) {
+                        std::int64_t scale_kind, const MaybeArray& zeros,
+                        const MaybeArray& codebook, const MaybeArray& nested_scales,
+                        const MaybeArray& nested_codebook, const MaybeArray& nested_offset,
+                        const std::string& kernels) {
   const char* op = "dequantize";
-  const CanonicalInputs in{{op, codes}, {op, scales}, {op, zeros}, {op, codebook},
-                           {op, nested_scales}, {op, nested_codebook}, {op, nested_offset}};
+  const CanonicalInputs in{{op, codes},        {op, scales},        {op, zeros},
+                           {op, codebook},     {op, nested_scales}, {op, nested_codebook},
+                           {op, nested_offset}};
   const WeightSpec spec = make_spec(op, n, k, bits, group, scale_kind, codebook.has_value());
   const CanonicalWeight w = check_canonical(op, spec, in.arrays());
   auto out = empty<float>({n, k});
@@ -143,7 +148,8 @@ py::array dequantize_np(const py::array& codes, const py::array& scales, std::in
 py::tuple double_quantize_np(const py::array& scales) {
   const char* op = "double_quantize";
   const Input s(op, scales);
-  require(s.array.dims == 2, op, "expected scales of shape [N, K/group], got ", s.array.dims, " dimensions");
+  require(s.array.dims == 2, op, "expected scales of shape [N, K/group], got ", s.array.dims,
+          " dimensions");
   check_array(op, "scales", s.array, DType::f32, {s.array.shape[0], s.array.shape[1]});
   const std::int64_t count = s.array.shape[0] * s.array.shape[1];
   auto codes = empty<std::uint8_t>({s.array.shape[0], s.array.shape[1]});
@@ -160,8 +166,9 @@ py::array pack_weight_np(const py::array& codes, const py::array& scales, std::i
                          const MaybeArray& nested_scales, const MaybeArray& nested_codebook,
                          const MaybeArray& nested_offset) {
   const char* op = "pack_weight";
-  const CanonicalInputs in{{op, codes}, {op, scales}, {op, zeros}, {op, MaybeArray()},
-                           {op, nested_scales}, {op, nested_codebook}, {op, nested_offset}};
+  const CanonicalInputs in{{op, codes},        {op, scales},        {op, zeros},
+                           {op, MaybeArray()}, {op, nested_scales}, {op, nested_codebook},
+                           {op, nested_offset}};
   const WeightSpec spec = make_spec(op, n, k, bits, group, scale_kind, false);
   const CanonicalWeight w = check_canonical(op, spec, in.arrays());
   auto out = empty<std::uint8_t>({packed_bytes(spec)});
@@ -172,7 +179,8 @@ py::array pack_weight_np(const py::array& codes, const py::array& scales, std::i
 
 py::array linear_np(const py::array& x, const py::array& packed, std::int64_t n, std::int64_t k,
                     std::int64_t bits, std::int64_t group, std::int64_t scale_kind,
-                    const MaybeArray& codebook, const MaybeArray& bias, const std::string& kernels) {
+                    const MaybeArray& codebook, const MaybeArray& bias,
+                    const std::string& kernels) {
   const char* op = "linear";
   const Input xi(op, x), p(op, packed), c(op, codebook), b(op, bias);
   const WeightSpec spec = make_spec(op, n, k, bits, group, scale_kind, codebook.has_value());
@@ -196,7 +204,8 @@ py::list formats_list() {
     d["bits"] = f.bits;
     d["scale_type"] = static_cast<int>(f.scale);
     d["group"] = f.group;
-    d["codebook"] = f.entries ? py::object(py::array_t<float>(f.entries, f.codebook.data())) : py::none();
+    d["codebook"] =
+        f.entries ? py::object(py::array_t<float>(f.entries, f.codebook.data())) : py::none();
     list.append(d);
   }
   return list;
@@ -220,7 +229,8 @@ py::dict build_info() {
   d["version"] = CALIBIT_VERSION;
   d["compiler"] = __VERSION__;
   d["torch_version"] = CALIBIT_TORCH_VERSION;
-  d["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+  d["pybind11"] =
+      PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
   d["cuda"] = cuda.built ? "built" : "off";
   d["cuda_devices"] = cuda.devices;
   d["cuda_status"] = cuda.message.empty() ? "ready" : cuda.message;

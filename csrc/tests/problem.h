@@ -40,14 +40,16 @@ struct Problem {
 
   Problem(const Format& f, std::int64_t n, std::int64_t k, std::int64_t group, ZeroType zero,
           bool nest, const Kernels& kernels, unsigned seed)
-      : format(f), spec{n, k, min_i64(group, k), f.bits, f.scale, zero},
+      : format(f),
+        spec{n, k, min_i64(group, k), f.bits, f.scale, zero},
         w(normal(static_cast<std::size_t>(n * k), seed)) {
     const auto count = static_cast<std::size_t>(n * groups(spec));
     codes.assign(static_cast<std::size_t>(n * row_bytes(spec)), 0xee);
     scales.assign(count * static_cast<std::size_t>(scale_bytes(spec.scale)), 0);
     zeros.assign(count * static_cast<std::size_t>(zero_bytes(zero)), 0);
-    const QuantizeArgs a{spec,    w.data(),     codebook(),    {},
-                         false,   codes.data(), scales.data(), zeros.empty() ? nullptr : zeros.data()};
+    const QuantizeArgs a{
+        spec,  w.data(),     codebook(),    {},
+        false, codes.data(), scales.data(), zeros.empty() ? nullptr : zeros.data()};
     quantize(a, kernels, serial_for);
     if (nest) double_quantize_scales(count);
     packed.assign(static_cast<std::size_t>(packed_bytes(spec)), 0xcc);

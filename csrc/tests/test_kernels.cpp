@@ -1,5 +1,6 @@
-// Every table x every format x scale and zero kinds x sizes with tails. The reference is written here
-// again, in double, straight from the canonical tensors, so that it shares no code with the kernels.
+// Every table x every format x scale and zero kinds x sizes with tails. The reference is written
+// here again, in double, straight from the canonical tensors, so that it shares no code with the
+// kernels.
 #include <cstring>
 
 #include "check.h"
@@ -13,7 +14,8 @@ namespace {
 
 double half_value(std::uint16_t h) {
   const int exponent = h >> 10 & 31, mantissa = h & 1023;
-  const double v = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+  const double v =
+      exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
   return h & 0x8000 ? -v : v;
 }
 
@@ -75,12 +77,14 @@ void check_dequantize(const Problem& p, const Kernels& k, const std::vector<doub
   dequantize({p.canonical(), out.data()}, k, serial_for);
   bool close = true;  // one rounding each for zero, nested scale (two) and product
   for (std::size_t i = 0; i < w.size(); ++i)
-    close = close && std::fabs(out[i] - w[i]) <= 4 * 6e-8 * std::fabs(w[i]) + 1e-6 * (p.spec.scale == ScaleType::nested);
+    close = close && std::fabs(out[i] - w[i]) <=
+                         4 * 6e-8 * std::fabs(w[i]) + 1e-6 * (p.spec.scale == ScaleType::nested);
   CHECK(close);
 }
 
 void check_pack(const Problem& p) {
-  std::vector<std::uint8_t> codes(p.codes.size(), 0x55), scales(p.scales.size()), zeros(p.zeros.size());
+  std::vector<std::uint8_t> codes(p.codes.size(), 0x55), scales(p.scales.size()),
+      zeros(p.zeros.size());
   std::vector<float> nested(p.nested_scales.size()), codebook(256);
   float offset = 0;
   unpack_weight({p.packed_view(), codes.data(), scales.data(), zeros.data(), nested.data(),
@@ -95,12 +99,13 @@ void check_pack(const Problem& p) {
   CHECK(offset == p.nested_offset);
 }
 
-// |error| <= (longest fp32 sum + roundings of total and scale) * 2^-24 * sum |x w|, and a little more
-// for zero points and nested scales, which are rounded before the product.
+// |error| <= (longest fp32 sum + roundings of total and scale) * 2^-24 * sum |x w|, and a little
+// more for zero points and nested scales, which are rounded before the product.
 void check_linear(const Problem& p, const Kernels& kernels, const std::vector<double>& w,
                   std::int64_t m) {
   const std::int64_t n = p.spec.n, k = p.spec.k;
-  const std::vector<float> x = normal(static_cast<std::size_t>(m * k), 5), bias = normal(static_cast<std::size_t>(n), 6);
+  const std::vector<float> x = normal(static_cast<std::size_t>(m * k), 5),
+                           bias = normal(static_cast<std::size_t>(n), 6);
   std::vector<float> y(static_cast<std::size_t>(m * n + 1), -77.0f);
   linear({p.packed_view(), x.data(), bias.data(), y.data(), m}, kernels, serial_for);
   bool close = true;
@@ -109,11 +114,13 @@ void check_linear(const Problem& p, const Kernels& kernels, const std::vector<do
     for (std::int64_t j = 0; j < n; ++j) {
       double want = double{bias[static_cast<std::size_t>(j)]}, magnitude = std::fabs(want);
       for (std::int64_t c = 0; c < k; ++c) {
-        const double t = double{x[static_cast<std::size_t>(i * k + c)]} * w[static_cast<std::size_t>(j * k + c)];
+        const double t =
+            double{x[static_cast<std::size_t>(i * k + c)]} * w[static_cast<std::size_t>(j * k + c)];
         want += t;
         magnitude += std::fabs(t);
       }
-      close = close && std::fabs(double{y[static_cast<std::size_t>(i * n + j)]} - want) <= unit * magnitude + 1e-6;
+      close = close && std::fabs(double{y[static_cast<std::size_t>(i * n + j)]} - want) <=
+                           unit * magnitude + 1e-6;
     }
   CHECK(close);
   CHECK(y.back() == -77.0f);
@@ -123,7 +130,8 @@ void check_linear(const Problem& p, const Kernels& kernels, const std::vector<do
 void check_invariance(const Problem& p, const Kernels& kernels) {
   const std::int64_t m = 9, n = p.spec.n, k = p.spec.k;
   const std::vector<float> x = normal(static_cast<std::size_t>(m * k), 7);
-  std::vector<float> batch(static_cast<std::size_t>(m * n)), single(static_cast<std::size_t>(n)), split(batch);
+  std::vector<float> batch(static_cast<std::size_t>(m * n)), single(static_cast<std::size_t>(n)),
+      split(batch);
   linear({p.packed_view(), x.data(), nullptr, batch.data(), m}, kernels, serial_for);
   for (std::int64_t i = 0; i < m; ++i) {
     linear({p.packed_view(), x.data() + i * k, nullptr, single.data(), 1}, kernels, serial_for);
@@ -145,11 +153,13 @@ void check_input_grad(const Problem& p, const Kernels& kernels, const std::vecto
     for (std::int64_t j = 0; j < k; ++j) {
       double want = 0, magnitude = 0;
       for (std::int64_t r = 0; r < n; ++r) {
-        const double t = double{grad[static_cast<std::size_t>(i * n + r)]} * w[static_cast<std::size_t>(r * k + j)];
+        const double t = double{grad[static_cast<std::size_t>(i * n + r)]} *
+                         w[static_cast<std::size_t>(r * k + j)];
         want += t;
         magnitude += std::fabs(t);
       }
-      close = close && std::fabs(double{dx[static_cast<std::size_t>(i * k + j)]} - want) <= unit * magnitude + 1e-6;
+      close = close && std::fabs(double{dx[static_cast<std::size_t>(i * k + j)]} - want) <=
+                           unit * magnitude + 1e-6;
     }
   CHECK(close);
 }
@@ -176,10 +186,10 @@ void check_all(const Format& f, std::int64_t n, std::int64_t k, std::int64_t gro
 }  // namespace
 
 int main() {
-  constexpr std::int64_t sizes[][3] = {{1, 1, 32},   {3, 7, 64},    {15, 8, 32},   {16, 9, 128},
-                                       {17, 31, 32}, {31, 32, 64},  {33, 33, 32},  {64, 64, 64},
-                                       {65, 65, 64}, {48, 127, 32}, {80, 128, 128}, {129, 200, 128},
-                                       {20, 576, 128}, {18, 300, 4096}, {16, 100, 48}};
+  constexpr std::int64_t sizes[][3] = {
+      {1, 1, 32},     {3, 7, 64},      {15, 8, 32},    {16, 9, 128},    {17, 31, 32},
+      {31, 32, 64},   {33, 33, 32},    {64, 64, 64},   {65, 65, 64},    {48, 127, 32},
+      {80, 128, 128}, {129, 200, 128}, {20, 576, 128}, {18, 300, 4096}, {16, 100, 48}};
   for (const Format& f : kFormats)
     for (const auto& [n, k, group] : sizes) {
       check_all(f, n, k, group, ZeroType::none, false);

@@ -34,7 +34,8 @@ void test_half_round_trips_every_value() {
 
 void test_half_rounds_to_nearest_even() {
   for (unsigned h = 0; h < 0x7bff; ++h) {
-    const float lo = from_half(static_cast<std::uint16_t>(h)), hi = from_half(static_cast<std::uint16_t>(h + 1));
+    const float lo = from_half(static_cast<std::uint16_t>(h)),
+                hi = from_half(static_cast<std::uint16_t>(h + 1));
     const float middle = (lo + hi) / 2;  // exact in float32
     CHECK(to_half(middle) == (h & 1 ? h + 1 : h));
     CHECK(to_half(std::nextafterf(middle, 0)) == h);
@@ -70,8 +71,14 @@ void test_dynamic_map() {
 void test_quantize_refuses_nan_and_large_scales() {
   std::vector<float> w(64, 1);
   std::vector<std::uint8_t> codes(32), scales(4);
-  QuantizeArgs a{{2, 32, 32, 4, ScaleType::f16, ZeroType::none}, w.data(), nullptr, {}, false,
-                 codes.data(), scales.data(), nullptr};
+  QuantizeArgs a{{2, 32, 32, 4, ScaleType::f16, ZeroType::none},
+                 w.data(),
+                 nullptr,
+                 {},
+                 false,
+                 codes.data(),
+                 scales.data(),
+                 nullptr};
   w[40] = std::numeric_limits<float>::quiet_NaN();
   CHECK(refuses([&] { quantize(a, portable_kernels, serial_for); }, "row 1 of 2"));
   w[40] = 1e7f;
@@ -86,9 +93,11 @@ void test_gptq_solves_as_defined() {
   const std::vector<float> noise = normal(u.size(), 4);
   for (std::int64_t i = 0; i < k; ++i)
     for (std::int64_t j = i; j < k; ++j)
-      u[static_cast<std::size_t>(i * k + j)] = i == j ? 1.0f : 0.05f * noise[static_cast<std::size_t>(i * k + j)];
+      u[static_cast<std::size_t>(i * k + j)] =
+          i == j ? 1.0f : 0.05f * noise[static_cast<std::size_t>(i * k + j)];
   const std::vector<float> original = p.w;
-  const QuantizeArgs q{p.spec, original.data(), p.codebook(), {}, true, p.codes.data(), p.scales.data(), nullptr};
+  const QuantizeArgs q{p.spec, original.data(), p.codebook(),    {},
+                       true,   p.codes.data(),  p.scales.data(), nullptr};
   gptq_solve({q, u.data(), nullptr}, serial_for);
   std::vector<float> out(original.size());
   dequantize({p.canonical(), out.data()}, portable_kernels, serial_for);
@@ -105,8 +114,10 @@ void test_gptq_solves_as_defined() {
           value = double{c} * double{scale};
         }
       different += std::fabs(value - double{out[static_cast<std::size_t>(i * k + t)]}) > 1e-6;
-      const double err = (w[static_cast<std::size_t>(t)] - value) / double{u[static_cast<std::size_t>(t * k + t)]};
-      for (std::int64_t j = t + 1; j < k; ++j) w[static_cast<std::size_t>(j)] -= err * double{u[static_cast<std::size_t>(t * k + j)]};
+      const double err =
+          (w[static_cast<std::size_t>(t)] - value) / double{u[static_cast<std::size_t>(t * k + t)]};
+      for (std::int64_t j = t + 1; j < k; ++j)
+        w[static_cast<std::size_t>(j)] -= err * double{u[static_cast<std::size_t>(t * k + j)]};
     }
   }
   CHECK(different == 0);
@@ -115,7 +126,8 @@ void test_gptq_solves_as_defined() {
 void test_gptq_refuses_bad_factor_and_order() {
   Problem p(nf4, 2, 32, 32, ZeroType::none, false, portable_kernels, 3);
   std::vector<float> u(32 * 32, 0);
-  QuantizeArgs q{p.spec, p.w.data(), p.codebook(), {}, true, p.codes.data(), p.scales.data(), nullptr};
+  QuantizeArgs q{p.spec, p.w.data(),     p.codebook(),    {},
+                 true,   p.codes.data(), p.scales.data(), nullptr};
   CHECK(refuses([&] { gptq_solve({q, u.data(), nullptr}, serial_for); }, "positive diagonal"));
   for (std::size_t i = 0; i < 32; ++i) u[i * 33] = 1;
   std::vector<std::int32_t> order(32, 0);

@@ -27,7 +27,8 @@ Function* symbol(void* library, const char* name) {
 CudaStatus probe() {
   CudaStatus status{CALIBIT_CUDA_BUILT != 0, false, 0, ""};
   if (!status.built) {
-    status.message = "this build has no CUDA library: rebuild with nvcc on PATH and CALIBIT_CUDA=ON";
+    status.message =
+        "this build has no CUDA library: rebuild with nvcc on PATH and CALIBIT_CUDA=ON";
     return status;
   }
   void* library = dlopen(beside_this_module("libcalibit_cuda.so").c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -7,10 +7,10 @@
 namespace calibit {
 
 struct CudaStatus {
-  bool built;            // this build made libcalibit_cuda.so
-  bool loaded;           // it could be opened
-  int devices;           // usable GPUs
-  std::string message;   // why there are none, else empty
+  bool built;           // this build made libcalibit_cuda.so
+  bool loaded;          // it could be opened
+  int devices;          // usable GPUs
+  std::string message;  // why there are none, else empty
 };
 CudaStatus cuda_status();
 

@@ -92,7 +92,9 @@ Tensor empty_like_rows(const Tensor& x, std::int64_t columns) {
 }
 
 ScalarType scalar_type(DType t) {
-  return t == DType::f32 ? ScalarType::Float : t == DType::f16 ? ScalarType::Half : ScalarType::Byte;
+  return t == DType::f32   ? ScalarType::Float
+         : t == DType::f16 ? ScalarType::Half
+                           : ScalarType::Byte;
 }
 Tensor empty_scales(const WeightSpec& s) {
   return empty({s.n, groups(s)}, scalar_type(scale_dtype(s.scale)));
@@ -132,13 +134,14 @@ struct QuantizeOutputs {
   }
 };
 
-CodesScalesZeros quantize_op(const Tensor& w, const MaybeTensor& codebook, const MaybeTensor& scales,
-                             const MaybeTensor& zeros, std::int64_t bits, std::int64_t group,
-                             std::int64_t scale_kind) {
+CodesScalesZeros quantize_op(const Tensor& w, const MaybeTensor& codebook,
+                             const MaybeTensor& scales, const MaybeTensor& zeros, std::int64_t bits,
+                             std::int64_t group, std::int64_t scale_kind) {
   const char* op = "quantize";
   const Input wi(op, w), ci(op, codebook), si(op, scales), zi(op, zeros);
   require(wi.array.dims == 2, op, "expected w of shape [N, K], got ", wi.array.dims, " dimensions");
-  const WeightSpec spec = make_spec(op, wi.array.shape[0], wi.array.shape[1], bits, group, scale_kind, codebook.has_value());
+  const WeightSpec spec = make_spec(op, wi.array.shape[0], wi.array.shape[1], bits, group,
+                                    scale_kind, codebook.has_value());
   QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array);
   QuantizeOutputs out(a, si, zi);
   quantize(a, active_kernels(), pool_for);
@@ -152,7 +155,8 @@ CodesScalesZeros gptq_solve_op(const Tensor& w, const Tensor& u, const MaybeTens
   const char* op = "gptq_solve";
   const Input wi(op, w), ui(op, u), ci(op, codebook), si(op, scales), zi(op, zeros), oi(op, order);
   require(wi.array.dims == 2, op, "expected w of shape [N, K], got ", wi.array.dims, " dimensions");
-  const WeightSpec spec = make_spec(op, wi.array.shape[0], wi.array.shape[1], bits, group, scale_kind, codebook.has_value());
+  const WeightSpec spec = make_spec(op, wi.array.shape[0], wi.array.shape[1], bits, group,
+                                    scale_kind, codebook.has_value());
   QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array);
   check_array(op, "u", ui.array, DType::f32, {spec.k, spec.k});
   if (order) check_array(op, "order", oi.array, DType::i32, {spec.k});
@@ -170,8 +174,8 @@ Tensor dequantize_op(const Tensor& codes, const Tensor& scales, const MaybeTenso
   const Input c(op, codes), s(op, scales), z(op, zeros), b(op, codebook), ns(op, nested_scales),
       nc(op, nested_codebook), no(op, nested_offset);
   const WeightSpec spec = make_spec(op, n, k, bits, group, scale_kind, codebook.has_value());
-  const CanonicalWeight w = check_canonical(
-      op, spec, {c.array, s.array, z.array, b.array, ns.array, nc.array, no.array});
+  const CanonicalWeight w =
+      check_canonical(op, spec, {c.array, s.array, z.array, b.array, ns.array, nc.array, no.array});
   Tensor out = empty({n, k}, ScalarType::Float);
   dequantize({w, floats(out)}, active_kernels(), pool_for);
   return out;
@@ -180,7 +184,8 @@ Tensor dequantize_op(const Tensor& codes, const Tensor& scales, const MaybeTenso
 std::tuple<Tensor, Tensor, Tensor, Tensor> double_quantize_op(const Tensor& scales) {
   const char* op = "double_quantize";
   const Input s(op, scales);
-  require(s.array.dims == 2, op, "expected scales of shape [N, K/group], got ", s.array.dims, " dimensions");
+  require(s.array.dims == 2, op, "expected scales of shape [N, K/group], got ", s.array.dims,
+          " dimensions");
   check_array(op, "scales", s.array, DType::f32, {s.array.shape[0], s.array.shape[1]});
   const std::int64_t count = s.array.shape[0] * s.array.shape[1];
   Tensor codes = empty({s.array.shape[0], s.array.shape[1]}, ScalarType::Byte);
@@ -216,7 +221,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> unpack_weight_op(
   const bool nested = spec.scale == ScaleType::nested;
   Tensor codes = empty({n, row_bytes(spec)}, ScalarType::Byte);
   Tensor scales = empty_scales(spec), zeros = empty_zeros(spec);
-  Tensor nested_scales = empty({nested ? ceil_div(n * groups(spec), kNestedBlock) : 0}, ScalarType::Float);
+  Tensor nested_scales =
+      empty({nested ? ceil_div(n * groups(spec), kNestedBlock) : 0}, ScalarType::Float);
   Tensor nested_codebook = empty({nested ? 256 : 0}, ScalarType::Float);
   Tensor nested_offset = empty({nested ? 1 : 0}, ScalarType::Float);
   unpack_weight({w, bytes(codes), data(scales), data(zeros), floats(nested_scales),
@@ -229,8 +235,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> unpack_weight_op(
 std::int64_t check_rows(const char* op, const char* name, const Tensor& x, std::int64_t columns) {
   const std::int64_t dims = x.dim();
   require(dims >= 1 && dims <= 8 && x.size(dims - 1) == columns, op, "expected ", name,
-          " with a last dimension of ", columns, ", got ", dims ? x.size(dims - 1) : 0, " of ", dims,
-          " dimensions");
+          " with a last dimension of ", columns, ", got ", dims ? x.size(dims - 1) : 0, " of ",
+          dims, " dimensions");
   return columns ? x.numel() / columns : 0;
 }
 
@@ -273,7 +279,8 @@ Tensor linear_input_grad_op(const Tensor& grad, const Tensor& packed, const Mayb
 
 }  // namespace
 
-// scale_kind = ScaleType + 16 * ZeroType (core/weight.h). Absent zeros come back as an empty tensor.
+// scale_kind = ScaleType + 16 * ZeroType (core/weight.h). Absent zeros come back as an empty
+// tensor.
 STABLE_TORCH_LIBRARY(calibit, m) {
   m.def(
       "quantize(Tensor w, Tensor? codebook, Tensor? scales, Tensor? zeros, int bits, int group, "
