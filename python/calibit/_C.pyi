@@ -1,0 +1,130 @@
+"""
+Core of calibit: NumPy twins of the operators, formats, kernels, build facts.
+"""
+
+from __future__ import annotations
+import numpy
+import typing
+
+__all__: list[str] = [
+    "build_info",
+    "dequantize",
+    "double_quantize",
+    "formats",
+    "gptq_solve",
+    "kernels",
+    "linear",
+    "pack_weight",
+    "quantize",
+    "scale_types",
+    "zero_types",
+]
+
+def build_info() -> dict:
+    """
+    Facts about this build.
+    """
+
+def dequantize(
+    codes: numpy.ndarray,
+    scales: numpy.ndarray,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    scale_kind: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    zeros: numpy.ndarray | None = None,
+    codebook: numpy.ndarray | None = None,
+    nested_scales: numpy.ndarray | None = None,
+    nested_codebook: numpy.ndarray | None = None,
+    nested_offset: numpy.ndarray | None = None,
+    kernels: str = "",
+) -> numpy.ndarray:
+    """
+    Canonical arrays to float32 [N, K].
+    """
+
+def double_quantize(scales: numpy.ndarray) -> tuple:
+    """
+    float32 scales [N, G] to (codes, nested_scales, nested_codebook, nested_offset).
+    """
+
+def formats() -> list:
+    """
+    The built-in formats.
+    """
+
+def gptq_solve(
+    w: numpy.ndarray,
+    u: numpy.ndarray,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    scale_kind: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    codebook: numpy.ndarray | None = None,
+    scales: numpy.ndarray | None = None,
+    zeros: numpy.ndarray | None = None,
+    order: numpy.ndarray | None = None,
+) -> tuple:
+    """
+    GPTQ column solver: (codes, scales, zeros or None).
+    """
+
+def kernels() -> list:
+    """
+    The kernel tables of this build, best first.
+    """
+
+def linear(
+    x: numpy.ndarray,
+    packed: numpy.ndarray,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    scale_kind: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    codebook: numpy.ndarray | None = None,
+    bias: numpy.ndarray | None = None,
+    kernels: str = "",
+) -> numpy.ndarray:
+    """
+    Fused x W^T + bias on a packed weight, float32 [M, K] to [M, N].
+    """
+
+def pack_weight(
+    codes: numpy.ndarray,
+    scales: numpy.ndarray,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    scale_kind: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    zeros: numpy.ndarray | None = None,
+    nested_scales: numpy.ndarray | None = None,
+    nested_codebook: numpy.ndarray | None = None,
+    nested_offset: numpy.ndarray | None = None,
+) -> numpy.ndarray:
+    """
+    Canonical arrays to the kernels' buffer.
+    """
+
+def quantize(
+    w: numpy.ndarray,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    scale_kind: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    codebook: numpy.ndarray | None = None,
+    scales: numpy.ndarray | None = None,
+    zeros: numpy.ndarray | None = None,
+    kernels: str = "",
+) -> tuple:
+    """
+    Nearest rounding: (codes, scales, zeros or None).
+    """
+
+scale_types: dict = {"f32": 0, "f16": 1, "e8m0": 2, "nested": 3}
+zero_types: dict = {"none": 0, "u8": 1, "f32": 2}
