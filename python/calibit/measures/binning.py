@@ -60,7 +60,7 @@ def published_mass_bins(values: np.ndarray, bins: int) -> np.ndarray:
     of edges <= value, minus 1.
     """
     ordered = np.sort(values)
-    positions = [round(b * len(ordered) / bins) for b in range(bins)]
+    positions = [min(round(b * len(ordered) / bins), len(ordered) - 1) for b in range(bins)]
     return np.searchsorted(ordered[positions], values, side="right") - 1
 
 

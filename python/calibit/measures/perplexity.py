@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -98,7 +99,7 @@ def d_text_nll(
     nll_a: ArrayLike,
     nll_b: ArrayLike,
     *,
-    windows: ArrayLike | Sequence[object] | None = None,
+    windows: Sequence[object] | np.ndarray | None = None,
     resampling: Resampling | None = None,
 ) -> Estimate:
     """Mean change of the token NLL, b minus a: the log of the perplexity ratio.
@@ -125,39 +126,29 @@ def d_text_nll(
     if not len(a):
         return undefined("d_text_nll", "no tokens", unit="nats")
     d = b - a
-    labels = (
-        np.arange(len(d))
-        if windows is None
-        else cluster_index(np.asarray(windows).tolist(), len(d))
-    )
-    units = np.stack([np.bincount(labels, d), np.bincount(labels)], axis=1)
-    mean, error = float(d.mean()), clustered_standard_error(d, labels.tolist())
-    ratio = math.exp(mean)
-    extra = {
+    labels = cluster_index(range(len(d)) if windows is None else list(windows), len(d))
+    error, ratio = clustered_standard_error(d, labels), math.exp(float(d.mean()))
+    facts = {
         "se": error,
         "ratio": ratio,
-        "ratio_se": ratio * error if error is not None else None,
-        "windows": len(units),
+        "ratio_se": None if error is None else ratio * error,
+        "windows": int(labels.max()) + 1,
     }
-    out = Estimate("d_text_nll", mean, n=len(d), unit="nats", extra=extra)
-    if resampling is None:
-        return out
+    out = Estimate("d_text_nll", float(d.mean()), n=len(d), unit="nats", extra=facts)
+    return out if resampling is None else _with_window_interval(out, d, labels, resampling)
+
+
+def _with_window_interval(
+    out: Estimate, d: np.ndarray, labels: np.ndarray, resampling: Resampling
+) -> Estimate:
+    units = np.stack([np.bincount(labels, d), np.bincount(labels)], axis=1)
     if len(units) < 2:
-        return undefined_interval(out, "an interval needs at least 2 windows")
+        return replace(out, reason="an interval needs at least 2 windows")
     draws = resampled_sums(units, resampling)
-    out = out.with_interval(percentile(draws[:, 0] / draws[:, 1], resampling))
-    extra["ratio_lower"], extra["ratio_upper"] = (
-        math.exp(out.lower or 0.0),
-        math.exp(out.upper or 0.0),
-    )
-    return out
-
-
-def undefined_interval(estimate: Estimate, reason: str) -> Estimate:
-    """`estimate` without bounds, and why."""
-    from dataclasses import replace
-
-    return replace(estimate, reason=reason)
+    band = percentile(draws[:, 0] / draws[:, 1], resampling)
+    ends = {"ratio_lower": band.lower, "ratio_upper": band.upper}
+    ratios = {name: None if end is None else math.exp(end) for name, end in ends.items()}
+    return replace(out, extra={**out.extra, **ratios}).with_interval(band)
 
 
 def rolling_windows(n_tokens: int, max_length: int) -> list[tuple[range, range]]:

@@ -110,16 +110,18 @@ def _mass_bin_sums(
     # N]
     rows, n = counts.shape
     ends = np.append(starts[1:], n) - 1
-    running = np.stack([np.cumsum(counts * fact, axis=1)[:, ends] for fact in facts], axis=2)
+    weighted = [np.cumsum(counts * fact, axis=1) for fact in facts]
+    if len(ends) < n:
+        weighted = [column[:, ends] for column in weighted]
     parts = min(bins, n)
     sizes = np.full(parts, n // parts)
     sizes[: n % parts] += 1
     positions = np.cumsum(sizes)
     groups = len(starts)
-    seen = (running[:, :, 0] + np.arange(rows)[:, None] * (n + 1)).ravel()
+    seen = (weighted[0] + np.arange(rows)[:, None] * (n + 1)).ravel()
     wanted = (positions[None, :] + np.arange(rows)[:, None] * (n + 1)).ravel()
     last = np.searchsorted(seen, wanted).reshape(rows, parts) - np.arange(rows)[:, None] * groups
-    cumulative = np.take_along_axis(running, last[:, :, None], axis=1)
+    cumulative = np.stack([np.take_along_axis(x, last, axis=1) for x in weighted], axis=2)
     sums = np.zeros((rows, bins, 3))
     sums[:, :parts] = np.diff(cumulative, axis=1, prepend=0.0)
     return sums

@@ -136,13 +136,15 @@ def ranking_draws(
     order = rank_order(confidence, ids)
     wrong, n = 1.0 - correct[order], len(order)
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
-    # mean_j max(0, j - R)/j for R right items
+    # Place t enters the risks of all prefixes j >= t: AURC = sum of e_t (H_n - H_{t-1}) / n.
+    weight = np.concatenate([[0.0], np.cumsum(harmonic[n] - harmonic[:n])]) / n
+    # mean_j max(0, j - R) / j for R right items
     right = np.arange(n + 1)
     best = (n - right - right * (harmonic[n] - harmonic[right])) / n
     parts = []
     for counts in count_chunks(n, resampling):
         ordered = counts[:, order]
-        area = _aurc_of_counts(ordered, wrong, harmonic)
+        area = _aurc_of_counts(ordered, wrong, weight)
         excess = area - best[(ordered @ correct[order]).round().astype(np.int64)]
         parts.append(np.stack([_auroc_of_counts(counts, confidence, correct), area, excess]))
     auroc_draws, aurc_draws, excess_draws = np.concatenate(parts, axis=1)
@@ -156,18 +158,20 @@ def _risks(c: np.ndarray, r: np.ndarray, ids: Sequence[str] | None) -> np.ndarra
 
 def _auroc_of_counts(counts: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
     order = np.argsort(confidence, kind="stable")
+    ordered, hit = counts[:, order], correct[order]
+    right, wrong = ordered * hit, ordered * (1.0 - hit)
     starts = np.flatnonzero(np.diff(confidence[order], prepend=-np.inf))
-    right = np.add.reduceat(counts[:, order] * correct[order], starts, axis=1)
-    wrong = np.add.reduceat(counts[:, order] * (1.0 - correct[order]), starts, axis=1)
+    if len(starts) < len(order):
+        right, wrong = (np.add.reduceat(side, starts, axis=1) for side in (right, wrong))
     below = np.cumsum(wrong, axis=1) - 0.5 * wrong
     with np.errstate(invalid="ignore"):
-        return (right * below).sum(axis=1) / (right.sum(axis=1) * wrong.sum(axis=1))
+        won = np.einsum("ij,ij->i", right, below)
+        return won / (right.sum(axis=1) * wrong.sum(axis=1))
 
 
-def _aurc_of_counts(counts: np.ndarray, wrong: np.ndarray, harmonic: np.ndarray) -> np.ndarray:
-    # An item with w copies after s items with E errors adds sum_{t=1..w} (E + t e) / (s + t).
-    seen = np.cumsum(counts, axis=1)
-    before = seen - counts
-    errors = np.cumsum(counts * wrong, axis=1) - counts * wrong
-    span = harmonic[seen.astype(np.int64)] - harmonic[before.astype(np.int64)]
-    return (errors * span + wrong * (counts - before * span)).sum(axis=1) / len(wrong)
+def _aurc_of_counts(counts: np.ndarray, wrong: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    # sum over items of wrong_k (weight[seen_k] - weight[seen_{k-1}]), summed by parts
+    change = wrong - np.append(wrong[1:], 0.0)
+    used = np.flatnonzero(change)
+    seen = np.cumsum(counts, axis=1)[:, used].astype(np.int64)
+    return weight[seen] @ change[used]

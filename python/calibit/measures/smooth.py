@@ -75,9 +75,10 @@ def _spread(values: np.ndarray, weights: np.ndarray, points: int) -> np.ndarray:
 
 
 def _smooth(weights: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    from scipy.signal import fftconvolve
-
     points = len(weights)
     mirrored = np.concatenate([weights[:0:-1], weights, weights[-2::-1]])
-    convolved = fftconvolve(mirrored, kernel, mode="valid")
+    # "valid" part of the convolution, by FFT
+    length = 1 << (len(mirrored) + points - 2).bit_length()
+    spectrum = np.fft.rfft(mirrored, length) * np.fft.rfft(kernel, length)
+    convolved = np.fft.irfft(spectrum, length)[points - 1 : len(mirrored)]
     return convolved[points // 2 : points // 2 + points]

@@ -1,0 +1,422 @@
+"""Resampling, tests, slices and text measures against plain references and invariances."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import itertools
+import math
+import pkgutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import golden
+from calibit import measures as m
+from calibit.measures import perplexity, selective, slices
+from calibit.measures.binning import bin_sums
+from calibit.measures.calibration import ece_of_sums
+from calibit.measures.resampling import count_chunks, resampled_bin_sums, resampled_sums
+
+FEW = m.Resampling(resamples=150, seed=3)
+
+
+@pytest.mark.parametrize("module", [x.name for x in pkgutil.iter_modules(m.__path__)])
+def test_examples_in_docstrings(module):
+    failed, _ = doctest.testmod(importlib.import_module(f"calibit.measures.{module}"))
+    assert failed == 0
+
+
+def _reference_indices(n: int, resampling: m.Resampling) -> np.ndarray:
+    return np.random.default_rng(resampling.seed).integers(0, n, (resampling.resamples, n))
+
+
+def _items(seed: int, n: int, *, ties: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    c = rng.random(n)
+    return (np.round(c, 1) if ties else c), (rng.random(n) < c).astype(float)
+
+
+@pytest.mark.parametrize("n", [1, 7, 501, 1 << 12])
+def test_counts_do_not_depend_on_the_chunk(n):
+    draw = m.Resampling(resamples=300, seed=1)
+    counts = np.concatenate(list(count_chunks(n, draw)))
+    wanted = np.array([np.bincount(row, minlength=n) for row in _reference_indices(n, draw)])
+    assert (counts == wanted).all()
+
+
+def test_resampled_sums_are_sums_of_drawn_items():
+    values = np.random.default_rng(0).normal(size=(40, 2))
+    wanted = values[_reference_indices(40, FEW)].sum(axis=1)
+    assert resampled_sums(values, FEW) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("rule", ["width", "mass"])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("n", "bins"), [(1, 15), (5, 15), (64, 15), (97, 10)])
+def test_resampled_bin_sums_bin_every_resample_anew(rule, ties, n, bins):
+    c, r = _items(n, n, ties=ties)
+    sums = resampled_bin_sums(c, r, bins=bins, rule=rule, resampling=FEW)
+    assert sums.shape == (150, bins, 3)
+    for got, index in zip(sums, _reference_indices(n, FEW), strict=True):
+        wanted = ece_of_sums(bin_sums(c[index], r[index], bins=bins, rule=rule))
+        assert float(ece_of_sums(got)) == pytest.approx(float(wanted), abs=1e-12)
+        used = bin_sums(c[index], r[index], bins=bins, rule=rule)
+        assert sorted(got[:, 0]) == sorted(used[:, 0])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_ranking_draws_are_those_of_every_resample(ties):
+    c, r = _items(5, 60, ties=ties)
+    ids = [f"{index:03d}" for index in range(60)]
+    area, risk, excess = selective.ranking_draws(c, r, ids, FEW)
+    for row, index in enumerate(np.sort(_reference_indices(60, FEW), axis=1)):
+        names = [ids[i] for i in index]
+        assert area[row] == pytest.approx(float(m.auroc(c[index], r[index])), abs=1e-12)
+        assert risk[row] == pytest.approx(float(m.aurc(c[index], r[index], ids=names)), abs=1e-12)
+        assert excess[row] == pytest.approx(
+            float(m.e_aurc(c[index], r[index], ids=names)), abs=1e-12
+        )
+
+
+def test_bca_of_a_symmetric_sample_is_close_to_student():
+    d = np.random.default_rng(2).normal(0.3, 1.0, 400)
+    bca, t = m.mean_difference(d), m.t_interval(d)
+    assert (bca.lower, bca.upper) == pytest.approx((t.lower, t.upper), abs=0.01)
+
+
+def test_intervals_without_spread_and_with_one_item():
+    constant = m.mean_difference(np.full(9, 0.25))
+    assert (constant.lower, float(constant), constant.upper) == (0.25, 0.25, 0.25)
+    alone = m.mean_difference([0.25])
+    assert alone.lower is None and "at least 2 items" in alone.reason
+
+
+def test_clusters_of_one_item_equal_items():
+    d = np.random.default_rng(4).normal(size=50)
+    single = m.mean_difference(d, clusters=range(50), resampling=FEW)
+    items = m.mean_difference(d, method="percentile", resampling=FEW)
+    assert (single.lower, single.upper) == pytest.approx((items.lower, items.upper))
+    assert single.extra["se"] == pytest.approx(items.extra["se"])
+
+
+def test_duplicated_items_in_clusters_do_not_shrink_the_interval():
+    d = np.random.default_rng(4).normal(size=60)
+    doubled, labels = np.repeat(d, 5), np.repeat(np.arange(60), 5)
+    width = {
+        name: (lambda e: e.upper - e.lower)(m.mean_difference(values, clusters=clusters))
+        for name, values, clusters in (("items", d, range(60)), ("clusters", doubled, labels))
+    }
+    assert width["clusters"] == pytest.approx(width["items"], rel=1e-9)
+
+
+def test_sign_flips_are_exact_up_to_twenty_items():
+    d = np.array([0.3, -0.1, 0.2, 0.05, 0.4])
+    means = [abs(np.dot(signs, d)) for signs in itertools.product((-1, 1), repeat=5)]
+    wanted = np.mean([value >= abs(d.sum()) - 1e-12 for value in means])
+    assert m.sign_flip_test(d) == wanted
+    assert m.sign_flip_test(np.zeros(5)) == 1.0
+    assert m.sign_flip_test([]) == 1.0
+
+
+def test_wilcoxon_and_t_agree_with_scipy():
+    from scipy import stats
+
+    rng = np.random.default_rng(8)
+    for n in (12, 50, 80):
+        d = rng.normal(0.2, 1.0, n)
+        assert m.wilcoxon(d).p == pytest.approx(stats.wilcoxon(d).pvalue, rel=1e-10)
+        assert m.paired_t(d).p == pytest.approx(stats.ttest_1samp(d, 0).pvalue, rel=1e-9)
+    tied = np.round(rng.normal(0.2, 1.0, 120), 1)
+    wanted = stats.wilcoxon(tied, correction=False, method="approx").pvalue
+    assert m.wilcoxon(tied).p == pytest.approx(wanted, rel=1e-10)
+    assert m.wilcoxon(np.zeros(4)) is None and m.paired_t([1.0]) is None
+
+
+def test_mcnemar_agrees_with_the_binomial_test():
+    from scipy import stats
+
+    for rw, wr in ((0, 0), (1, 0), (3, 3), (7, 20), (300, 260)):
+        wanted = stats.binomtest(rw, rw + wr).pvalue if rw + wr else 1.0
+        assert m.mcnemar(rw, wr).p == pytest.approx(wanted, rel=1e-9)
+        assert m.mcnemar(rw, wr).mid_p <= m.mcnemar(rw, wr).p
+
+
+def test_rates_agree_with_scipy():
+    from scipy import stats
+
+    for k, n in ((0, 7), (3, 7), (7, 7), (44, 500)):
+        test = stats.binomtest(k, n)
+        for method, ours in (("exact", m.clopper_pearson(k, n)), ("wilson", m.wilson(k, n))):
+            wanted = test.proportion_ci(0.95, method=method)
+            assert (ours.lower, ours.upper) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+
+
+def test_tango_is_symmetric_and_contains_the_estimate():
+    for rw, wr, n in ((3, 9, 40), (0, 40, 40), (1, 0, 1000)):
+        forward, backward = m.tango(rw, wr, n), m.tango(wr, rw, n)
+        assert forward.lower == pytest.approx(-backward.upper, abs=1e-12)
+        assert forward.lower <= (wr - rw) / n <= forward.upper
+
+
+def _worst_on_v1() -> tuple[np.ndarray, slices.Slices]:
+    pair = golden.v1()
+    rows = np.arange(500)
+    d = pair.pa[rows, pair.y] - pair.pb[rows, pair.y]
+    return d, slices.slices_by_key([{"part": str(index % 5)} for index in rows])
+
+
+def test_worst_slice_oracle():
+    d, family = _worst_on_v1()
+    search = m.worst_slice(d, family)
+    assert [s.damage for s in search.slices] == pytest.approx(
+        [0.01496799, 0.01305933, 0.00950276, 0.02958236, 0.01599457], abs=5e-9
+    )
+    assert [s.se for s in search.slices] == pytest.approx(
+        [0.0084219, 0.00866429, 0.00803024, 0.00806733, 0.00859976], abs=5e-9
+    )
+    assert [s.p_damage for s in search.slices] == pytest.approx(
+        [0.1786, 0.2992, 0.4737, 0.0016, 0.1512], abs=1e-12
+    )
+    worst = search.worst
+    assert worst.name == "part=3" and worst.n == 100
+    assert worst.lower == pytest.approx(0.01136, abs=5e-6)
+    assert (worst.damage - worst.lower) / worst.se == pytest.approx(2.258, abs=5e-4)
+    assert (worst.upper - worst.damage) / worst.se == pytest.approx(2.420, abs=5e-4)
+    assert search.bounds(0.95) == pytest.approx((worst.lower, worst.upper))
+    assert search.bounds(0.99)[1] > search.bounds(0.95)[1]
+
+
+def test_shrinking_oracle():
+    search = m.worst_slice(*_worst_on_v1())
+    result = slices.shrink([s.damage for s in search.slices], [s.se for s in search.slices])
+    assert result.q == pytest.approx(3.5786173727, abs=6e-11)
+    assert result.tau2 == 0.0
+    assert result.mean == pytest.approx(0.0167539559, abs=6e-11)
+    assert set(result.shrunken) == {result.mean}
+
+
+def test_accuracy_slices_get_tango_bounds_even_without_discordant_pairs():
+    d = np.zeros(100)
+    search = m.worst_slice(d, slices.slices_by_key([{"x": str(i % 2)} for i in range(100)]))
+    z2 = 1.959963984540054**2  # one-sided 0.05 / 2 slices
+    assert [s.upper for s in search.slices] == pytest.approx([z2 / (50 + z2)] * 2, abs=1e-9)
+    d[:3] = 1.0
+    search = m.worst_slice(d, slices.slices_by_key([{"x": str(i % 2)} for i in range(100)]))
+    # rounding: two of the three damaged items are even
+    assert search.worst.name == "x=0" and search.worst.damage == 0.04
+
+
+def test_small_whole_and_repeated_slices_are_not_searched():
+    values = [
+        {"lang": "en", "part": "a" if i < 29 else "b", "again": str(i < 50)} for i in range(99)
+    ]
+    names = slices.slices_by_key(values).names
+    assert names == ("again=False", "again=True", "part=b")
+    family = slices.slices_by_key(values)
+    assert slices.pairs_of(family).names == ()
+    assert (family + family).names == family.names
+    assert slices.pairs_of(family, n_min=10).names == ("again=True, part=b",)
+    empty = m.worst_slice(np.zeros(5), slices.slices_by_key([{}] * 5))
+    assert empty.worst is None and "at least 30 items" in empty.reason
+    with pytest.raises(ValueError, match=r"\[worst_slice\] expected at least one slice"):
+        empty.bounds(0.95)
+
+
+def test_contrast_finds_the_damaged_slice():
+    rng = np.random.default_rng(0)
+    d = rng.normal(0.0, 0.05, 400)
+    d[:80] += 0.05
+    family = slices.slices_by_key([{"fifth": str(i // 80)} for i in range(400)])
+    search = m.worst_slice(d, family, resampling=m.Resampling(resamples=999))
+    assert search.worst.name == "fifth=0"
+    assert search.worst.p_contrast < 0.01 and search.worst.p_damage < 0.01
+    assert min(s.p_contrast for s in search.slices if s.name != "fifth=0") > 0.05
+
+
+@st.composite
+def _pairs_of_models(draw):
+    n = draw(st.integers(2, 25))
+    # Sixteenths keep distinct values apart by more than the tolerance.
+    step = st.integers(-400, 0).map(lambda v: v / 16)
+    sizes = draw(st.lists(st.integers(1, 5), min_size=n, max_size=n))
+    a, b = (
+        [np.array(draw(st.lists(step, min_size=k, max_size=k, unique=True))) for k in sizes]
+        for _ in range(2)
+    )
+    gold = np.array([draw(st.integers(-1, k - 1)) for k in sizes])
+    return a, b, gold
+
+
+def _everything(a, b, gold, ids):
+    first, second = (m.Scores.from_arrays(z, gold, ids=ids) for z in (a, b))
+    out = {f"a.{name}": value.value for name, value in m.summarize(first).items()}
+    out |= {
+        name: value.value for name, value in m.differences(m.panel(first), m.panel(second)).items()
+    }
+    out |= {name: value.value for name, value in m.divergences(first, second).items()}
+    known = first.labelled
+    out |= {
+        name: getattr(m, name)(first.correct[known], second.correct[known]).value
+        for name in ("rr", "rw", "wr", "ww", "flips")
+    }
+    return out
+
+
+@settings(max_examples=25, deadline=None)
+@given(_pairs_of_models(), st.integers(0, 2**31))
+def test_order_of_items_and_of_choices_does_not_matter(models, seed):
+    a, b, gold = models
+    rng = np.random.default_rng(seed)
+    n = len(a)
+    ids = [f"{index:02d}" for index in range(n)]
+    before = _everything(a, b, gold, ids)
+    # A shuffle of the items, and of each item's choices with its gold.
+    order = rng.permutation(n)
+    shuffles = [rng.permutation(len(a[i])) for i in order]
+    moved = [
+        gold[i] if gold[i] < 0 else int(np.flatnonzero(s == gold[i])[0])
+        for i, s in zip(order, shuffles, strict=True)
+    ]
+    after = _everything(
+        [a[i][s] for i, s in zip(order, shuffles, strict=True)],
+        [b[i][s] for i, s in zip(order, shuffles, strict=True)],
+        np.array(moved),
+        [ids[i] for i in order],
+    )
+    # A common class exists only where choices keep their index: these depend on it for real.
+    for name in before:
+        if name.split(".")[-1] in ("sce", "ace_nixon", "tace", "debiased_l2_marginal", "ece_null"):
+            continue
+        assert (before[name] is None) == (after[name] is None), name
+        if before[name] is not None:
+            assert after[name] == pytest.approx(before[name], abs=1e-12), name
+
+
+@pytest.mark.parametrize("which", ["v1", "v2"])
+def test_permuted_class_ids_change_paper_code_only(which):
+    pair = getattr(golden, which)()
+    order = np.arange(pair.a.shape[1])[::-1]
+    gold = order[pair.y]
+    ids = [str(index) for index in range(len(gold))]
+    before = _everything(pair.a, pair.b, pair.y, ids)
+    after = _everything(pair.a[:, order], pair.b[:, order], gold, ids)
+    assert after == pytest.approx(before, abs=1e-12)
+    changed = abs(m.paper_code.ece(pair.a[:, order], gold) - m.paper_code.ece(pair.a, pair.y))
+    assert changed > 1e-3
+
+
+def test_shards_in_any_order_give_identical_numbers():
+    pair = golden.v1()
+    ids = np.array([f"{index:03d}" for index in range(500)])
+    before = m.summarize(m.Scores.from_arrays(pair.a, pair.y, ids=list(ids)))
+    order = np.concatenate([np.arange(500)[s::7] for s in (3, 0, 6, 1, 5, 2, 4)])
+    moved = m.Scores.from_arrays(pair.a[order], pair.y[order], ids=list(ids[order]))
+    after = m.summarize(moved)
+    for name, value in before.items():
+        if name != "ece_null":
+            assert float(after[name]) == pytest.approx(float(value), abs=1e-12), name
+
+
+def test_summary_equals_the_single_functions_and_carries_intervals():
+    pair = golden.v1()
+    scores = m.Scores.from_arrays(pair.a, pair.y, rule="char")
+    draw = m.Resampling(resamples=500)
+    table = m.summarize(scores, resampling=draw)
+    c, r = scores.distributions.confidence, scores.correct
+    single = {
+        "ece": m.ece(c, r, resampling=draw),
+        "ece_mass": m.ece_mass(c, r, resampling=draw),
+        "debiased_l1": m.debiased_l1(c, r, resampling=draw),
+        "acc": m.acc(r, resampling=draw),
+        "conf": m.conf(c, resampling=draw),
+        "conf_err": m.conf_err(c, r, resampling=draw),
+        "nll": m.nll(scores, resampling=draw),
+        "brier": m.brier(scores, resampling=draw),
+        "auroc": m.auroc(c, r, resampling=draw),
+    }
+    for name, wanted in single.items():
+        got = table[name]
+        assert (got.lower, got.upper) == pytest.approx((wanted.lower, wanted.upper)), name
+        assert float(got) == pytest.approx(float(wanted)), name
+        assert got.interval == wanted.interval and got.extra["rule"] == "char"
+
+
+def test_rolling_windows_score_every_token_once():
+    windows = perplexity.rolling_windows(10, 4)
+    shown = [(list(context), list(targets)) for context, targets in windows]
+    assert shown == [([-1], [0, 1, 2, 3]), ([3], [4, 5, 6, 7]), ([5, 6, 7], [8, 9])]
+    for n in range(13):
+        targets = [t for _, window in perplexity.rolling_windows(n, 5) for t in window]
+        assert targets == list(range(n))
+    assert perplexity.rolling_windows(3, 8) == [(range(-1, 0), range(3))]
+
+
+def test_perplexity_protocols_differ():
+    nll, windows = [1.0, 2.0, 3.0, 6.0], [0, 0, 0, 1]
+    assert float(m.ppl(nll)) == pytest.approx(math.exp(3.0))
+    assert float(m.ppl(nll, protocol="gptq", windows=windows)) == pytest.approx(math.exp(4.0))
+    assert float(perplexity.hf_stride_ppl([6.0, 2.0], [3, 1], [4, 2])) == pytest.approx(
+        math.exp((2 * 4 + 2 * 2) / 6)
+    )
+    assert m.ppl([]).value is None
+
+
+def test_change_of_text_nll_resamples_windows():
+    rng = np.random.default_rng(0)
+    windows = np.repeat(np.arange(40), 25)
+    a = rng.normal(3.0, 1.0, 1000)
+    b = a + 0.05 + rng.normal(0, 0.1, 40)[windows]
+    change = m.d_text_nll(a, b, windows=windows, resampling=m.Resampling())
+    naive = m.d_text_nll(a, b)
+    assert float(change) == pytest.approx((b - a).mean())
+    assert change.extra["se"] > 3 * naive.extra["se"]
+    assert change.lower < change < change.upper
+    assert change.extra["ratio_lower"] == pytest.approx(math.exp(change.lower))
+    assert change.extra["windows"] == 40
+    single = m.d_text_nll(a, b, windows=np.zeros(1000), resampling=m.Resampling())
+    assert single.lower is None and "2 windows" in single.reason
+
+
+def test_detokeniser_and_word_count():
+    page = ' = Robert <unk> = \n He said : " hello " ( x ) , 3 @.@ 5 @-@ fold ; it \'s . \n'
+    assert perplexity.detokenize_wikitext(page) == (
+        ' = Robert <unk> =\nHe said: "hello" (x), 3.5-fold; it\'s.\n'
+    )
+    assert perplexity.count_words(" a b\n") == 4
+
+
+def test_repetition_edges():
+    assert m.seq_rep_n([[1, 2]], 3).value is None
+    assert float(m.seq_rep_n([[1, 1, 1], [1]], 2)) == 0.5
+    assert m.seq_rep_n([[1, 1, 1], [1]], 2).extra["left_out"] == 1
+    assert float(m.distinct_n([[1, 1, 1]], 2)) == 0.5
+    assert float(m.distinct_n_tok([[1, 1, 1]], 2)) == pytest.approx(1 / 3)
+    assert m.dup_rate(["the of"]).value is None
+    assert len(m.dup_rate(["x"]).extra["stop_words_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ([1] * 24, True),
+        ([1] * 23, False),
+        ([9] * 5 + [1, 2, 3] * 8, True),
+        ([9] * 5 + [1, 2, 3] * 7, False),
+        (list(range(64)) * 3, True),
+        (list(range(65)) * 3, False),
+        ([1] * 24 + [2], False),
+        ([], False),
+    ],
+)
+def test_loops(text, loops):
+    assert float(m.loop_rate([text])) == float(loops)
+
+
+def test_prefix_and_length():
+    result = m.greedy_prefix([[1, 2, 3, 4], [5]], [[1, 2, 9], [5]])
+    assert float(result) == 0.75 and result.extra["identical"] == 0.5
+    assert float(m.len_tokens([[1, 2], [1]])) == 1.5
+    assert float(m.nonterm_rate([True, False])) == 0.5
