@@ -65,6 +65,26 @@ static inline void put_code(uint8_t* row, int64_t k, int bits, uint32_t code) {
   if (shift + bits > 8) row[(at >> 3) + 1] = uint8_t(row[(at >> 3) + 1] | code >> (8 - shift));
 }
 
+// One group of one tile inside a packed buffer.
+struct TileGroup {
+  const uint8_t* codes;  // chunk c, word w, row r at codes + ((c * bits + w) * stride + r) * 4
+  int64_t stride;        // rows of the block: 16 * its tiles
+  const uint8_t *scales, *zeros;
+};
+
+static inline TileGroup locate(const PackedWeight& w, int64_t tile, int64_t g) {
+  const WeightSpec& s = w.spec;
+  const int64_t block = tile / kBlockTiles, count = block_tiles(s, block), t = tile % kBlockTiles;
+  const int64_t chunks = ceil_div(group_length(s, g), kChunk);
+  const uint8_t* at = w.data + block * kBlockTiles * tile_bytes(s) +
+                      g * count * group_bytes(s, s.group);
+  const uint8_t* scales = at + chunks * count * chunk_bytes(s);
+  const uint8_t* zeros = scales + count * kTileRows * scale_bytes(s.scale);
+  return {at + t * kTileRows * 4, count * kTileRows,
+          scales + t * kTileRows * scale_bytes(s.scale),
+          zeros + t * kTileRows * zero_bytes(s.zero)};
+}
+
 // What a code stands for before scale and zero point: symmetric integers are centred here.
 static inline float value_of(const WeightSpec& s, const float* codebook, uint32_t code) {
   if (codebook) return codebook[code];
@@ -127,7 +147,9 @@ struct ScaleZero {
 // 2 max|w| / (2^bits - 1). Integer zero point: range includes 0. Real zero point: exact range.
 static inline ScaleZero choose_scale(const QuantizeArgs& a, int64_t i, float lo, float hi) {
   const WeightSpec& s = a.spec;
-  const float largest = hi > -lo ? hi : -lo, steps = float((1 << s.bits) - 1);
+  lo += 0.0f;  // -0 becomes +0: which zero a minimum returns depends on the order of the weights
+  hi += 0.0f;
+  const float largest = hi >= -lo ? hi : -lo, steps = float((1 << s.bits) - 1);
   if (a.values) {
     if (s.scale != ScaleType::e8m0) {
       const float scale = a.grid.largest == 1 ? largest : largest / a.grid.largest;

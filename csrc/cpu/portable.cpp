@@ -46,26 +46,6 @@ void dequantize(const DequantizeArgs& a, int64_t row_begin, int64_t row_end) {
   }
 }
 
-// One group of one tile inside a packed buffer.
-struct TileGroup {
-  const uint8_t* codes;  // chunk c, word w, row r at codes + ((c * bits + w) * stride + r) * 4
-  int64_t stride;        // rows of the block: 16 * its tiles
-  const uint8_t *scales, *zeros;
-};
-
-TileGroup locate(const PackedWeight& w, int64_t tile, int64_t g) {
-  const WeightSpec& s = w.spec;
-  const int64_t block = tile / kBlockTiles, count = block_tiles(s, block), t = tile % kBlockTiles;
-  const int64_t chunks = ceil_div(group_length(s, g), kChunk);
-  const uint8_t* at = w.data + block * kBlockTiles * tile_bytes(s) +
-                      g * count * group_bytes(s, s.group);
-  const uint8_t* scales = at + chunks * count * chunk_bytes(s);
-  const uint8_t* zeros = scales + count * kTileRows * scale_bytes(s.scale);
-  return {at + t * kTileRows * 4, count * kTileRows,
-          scales + t * kTileRows * scale_bytes(s.scale),
-          zeros + t * kTileRows * zero_bytes(s.zero)};
-}
-
 uint32_t packed_code(const TileGroup& t, int bits, int64_t k, int64_t row) {
   const int64_t chunk = k / kChunk, at = k % kChunk * bits, word = at / 32;
   uint32_t lo, hi = 0;
