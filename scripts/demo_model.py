@@ -48,7 +48,7 @@ SOURCE: dict[str, Any] = {
     "preparation": 1,  # raised when a repair below changes: older folders are then made again
     "notes": [
         "This baseline was itself stored in 4 bits (a Q4_1 GGUF file: groups of 32 with a"
-        " real-valued minimum) and unpacked to float32. int4-asym-fzero-g32 reproduces its weights,"
+        " real-valued minimum) and unpacked to float32. int4-g32-fzero reproduces its weights,"
         " so that scheme and int8 look lossless on it."
     ],
 }
