@@ -6,6 +6,7 @@ add_library(calibit_kernels STATIC
   csrc/core/linear.cpp
   csrc/core/pack.cpp
   csrc/core/quantize.cpp
+  csrc/core/resample.cpp
   csrc/cpu/dispatch.cpp)
 target_include_directories(calibit_kernels PUBLIC csrc)
 target_compile_features(calibit_kernels PUBLIC cxx_std_20)

@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
+#include <span>
 
 #include "core/check.h"
 #include "core/dispatch.h"
@@ -14,6 +16,7 @@
 #include "core/linear.h"
 #include "core/pack.h"
 #include "core/quantize.h"
+#include "core/resample.h"
 #include "torch/backend.h"
 
 namespace py = pybind11;
@@ -196,6 +199,42 @@ py::array linear_np(const py::array& x, const py::array& packed, std::int64_t n,
   return y;
 }
 
+// (high, low) words of state and increment of numpy.random.PCG64.
+using Seed = std::array<std::uint64_t, 4>;
+using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
+using Ints = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+
+Pcg64 generator(const Seed& s) { return {s[0], s[1], s[2], s[3]}; }
+
+template <typename Array>
+auto span_of(const Array& a) {
+  return std::span(a.data(), static_cast<std::size_t>(a.size()));
+}
+
+py::array resampled_sums_np(const Doubles& units, std::int64_t resamples, const Seed& seed) {
+  require(units.ndim() == 2, "resampled_sums", "expected units of shape [N, m], got ", units.ndim(),
+          " dimensions");
+  const std::int64_t n = units.shape(0), m = units.shape(1);
+  auto out = empty<double>({resamples, m});
+  double* to = out.mutable_data();
+  const auto from = span_of(units);
+  unlocked([&] { resampled_sums(generator(seed), from, n, m, resamples, to, pool_for); });
+  return out;
+}
+
+py::array resampled_bin_sums_np(const Ints& bin, const Doubles& first, const Doubles& second,
+                                std::int64_t bins, std::int64_t resamples, const Seed& seed) {
+  require(bin.ndim() == 1 && first.ndim() == 1 && second.ndim() == 1 &&
+              first.size() == bin.size() && second.size() == bin.size(),
+          "resampled_bin_sums", "expected bin, first and second of one length [N]");
+  auto out = empty<double>({resamples, bins, 3});
+  double* to = out.mutable_data();
+  const auto b = span_of(bin);
+  const auto f = span_of(first), s = span_of(second);
+  unlocked([&] { resampled_bin_sums(generator(seed), b, f, s, bins, resamples, to, pool_for); });
+  return out;
+}
+
 py::list formats_list() {
   py::list list;
   for (const Format& f : kFormats) {
@@ -265,6 +304,12 @@ PYBIND11_MODULE(_C, m) {
         py::arg("bits"), py::arg("group"), py::arg("scale_kind"), py::kw_only(),
         py::arg("codebook") = none, py::arg("bias") = none, py::arg("kernels") = "",
         "Fused x W^T + bias on a packed weight, float32 [M, K] to [M, N].");
+  m.def("resampled_sums", &resampled_sums_np, py::arg("units"), py::arg("resamples"),
+        py::arg("seed"),
+        "Sums of columns [N, m] over bootstrap resamples, float64 [resamples, m].");
+  m.def("resampled_bin_sums", &resampled_bin_sums_np, py::arg("bin"), py::arg("first"),
+        py::arg("second"), py::arg("bins"), py::arg("resamples"), py::arg("seed"),
+        "Count and sums per bin over bootstrap resamples, float64 [resamples, bins, 3].");
   py::dict scale_types, zero_types;
   scale_types["f32"] = static_cast<int>(ScaleType::f32);
   scale_types["f16"] = static_cast<int>(ScaleType::f16);

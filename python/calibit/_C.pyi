@@ -3,7 +3,9 @@ Core of calibit: NumPy twins of the operators, formats, kernels, build facts.
 """
 
 from __future__ import annotations
+import collections.abc
 import numpy
+import numpy.typing
 import typing
 
 __all__: list[str] = [
@@ -16,6 +18,8 @@ __all__: list[str] = [
     "linear",
     "pack_weight",
     "quantize",
+    "resampled_bin_sums",
+    "resampled_sums",
     "scale_types",
     "zero_types",
 ]
@@ -124,6 +128,31 @@ def quantize(
 ) -> tuple:
     """
     Nearest rounding: (codes, scales, zeros or None).
+    """
+
+def resampled_bin_sums(
+    bin: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    first: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    second: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    bins: typing.SupportsInt | typing.SupportsIndex,
+    resamples: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> numpy.ndarray:
+    """
+    Count and sums per bin over bootstrap resamples, float64 [resamples, bins, 3].
+    """
+
+def resampled_sums(
+    units: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    resamples: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> numpy.ndarray:
+    """
+    Sums of columns [N, m] over bootstrap resamples, float64 [resamples, m].
     """
 
 scale_types: dict = {"f32": 0, "f16": 1, "e8m0": 2, "nested": 3}
