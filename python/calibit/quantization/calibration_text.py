@@ -1,8 +1,9 @@
 """Calibration text: a file, strings, or Python's own manual, cut into equal segments of tokens.
 
 The built-in text is `pydoc_data.topics`, which every CPython carries. Its topics are divided by
-alphabetical order: the even ones calibrate, the odd ones are left for measuring, so that no model
-is judged on the text it was fitted to.
+alphabet: the even ones calibrate, the odd ones are left for measuring. Topics repeat each other in
+part, so paragraphs of the measuring half are taken out of the other one: no model is judged on text
+it was fitted to.
 """
 
 from __future__ import annotations
@@ -62,17 +63,23 @@ class Calibration:
 
 
 def pydoc_text(part: str = "calibration") -> str:
-    """Half of the topics of Python's manual as one text.
+    """One half of Python's manual.
 
     Args:
-        part: `"calibration"` (topics 0, 2, 4 … by alphabet) or `"evaluation"` (1, 3, 5 …).
+        part: `"calibration"` (topics 0, 2, 4 … by alphabet, without the paragraphs that the other
+            half has too) or `"evaluation"` (topics 1, 3, 5 …).
     """
     from pydoc_data.topics import topics
 
     if part not in ("calibration", "evaluation"):
         raise ValueError(f"[pydoc_text] expected part 'calibration' or 'evaluation', got {part!r}")
-    first = 0 if part == "calibration" else 1
-    return "\n\n".join(topics[name].strip() for name in sorted(topics)[first::2])
+    names = sorted(topics)
+    evaluation = [p for name in names[1::2] for p in topics[name].strip().split("\n\n")]
+    if part == "evaluation":
+        return "\n\n".join(evaluation)
+    taken = {" ".join(paragraph.split()) for paragraph in evaluation}
+    calibration = [p for name in names[0::2] for p in topics[name].strip().split("\n\n")]
+    return "\n\n".join(p for p in calibration if " ".join(p.split()) not in taken)
 
 
 def load(
