@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import golden
 from calibit import measures as m
-from calibit.measures import perplexity, selective, slices
+from calibit.measures import perplexity, selective, slice_search, slices
 from calibit.measures.binning import bin_sums
 from calibit.measures.calibration import ece_of_sums
 from calibit.measures.resampling import count_chunks, resampled_bin_sums, resampled_sums
@@ -191,22 +191,37 @@ def test_worst_slice_oracle():
 
 def test_shrinking_oracle():
     search = m.worst_slice(*_worst_on_v1())
-    result = slices.shrink([s.damage for s in search.slices], [s.se for s in search.slices])
+    result = slice_search.shrink([s.damage for s in search.slices], [s.se for s in search.slices])
     assert result.q == pytest.approx(3.5786173727, abs=6e-11)
     assert result.tau2 == 0.0
     assert result.mean == pytest.approx(0.0167539559, abs=6e-11)
     assert set(result.shrunken) == {result.mean}
 
 
-def test_accuracy_slices_get_tango_bounds_even_without_discordant_pairs():
+def test_accuracy_slices_keep_bounds_without_any_flip():
+    family = slices.slices_by_key([{"x": str(i % 2)} for i in range(100)])
+    search = m.worst_slice(np.zeros(100), family, accuracy=True)
+    upper2 = 1.959963984540054**2  # two-sided 95 % per slice: all of them must hold
+    lower2 = 1.959963984540054**2  # one-sided 95 % over two slices, Bonferroni
+    assert [s.upper for s in search.slices] == pytest.approx([upper2 / (50 + upper2)] * 2)
+    assert [s.lower for s in search.slices] == pytest.approx([-lower2 / (50 + lower2)] * 2)
+    assert search.bounds(0.99)[0] < search.bounds(0.95)[0]
     d = np.zeros(100)
-    search = m.worst_slice(d, slices.slices_by_key([{"x": str(i % 2)} for i in range(100)]))
-    z2 = 1.959963984540054**2  # one-sided 0.05 / 2 slices
-    assert [s.upper for s in search.slices] == pytest.approx([z2 / (50 + z2)] * 2, abs=1e-9)
-    d[:3] = 1.0
-    search = m.worst_slice(d, slices.slices_by_key([{"x": str(i % 2)} for i in range(100)]))
-    # rounding: two of the three damaged items are even
+    d[:3] = 1.0  # items 0 and 2 are even
+    search = m.worst_slice(d, family, accuracy=True)
     assert search.worst.name == "x=0" and search.worst.damage == 0.04
+    assert search.worst.upper == pytest.approx(-m.tango(2, 0, 50).lower)
+    with pytest.raises(ValueError, match=r"\[worst_slice\] expected damage of accuracy"):
+        m.worst_slice(d * 0.5, family, accuracy=True)
+    with pytest.raises(ValueError, match=r"\[worst_slice\] expected damage of shape \[100\]"):
+        m.worst_slice(d[:9], family)
+
+
+def test_slices_without_any_damage_have_bounds_of_zero():
+    family = slices.slices_by_key([{"x": str(i % 2)} for i in range(100)])
+    search = m.worst_slice(np.zeros(100), family)
+    assert search.bounds(0.95) == (0.0, 0.0)
+    assert {s.p_damage for s in search.slices} == {1.0}
 
 
 def test_small_whole_and_repeated_slices_are_not_searched():

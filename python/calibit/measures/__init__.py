@@ -78,7 +78,8 @@ from calibit.measures.repetition import (
 from calibit.measures.resampling import Resampling
 from calibit.measures.scores import RULES, Scores, choice_scores
 from calibit.measures.selective import aurc, auroc, e_aurc, sel_acc
-from calibit.measures.slices import SliceDamage, Slices, SliceSearch, worst_slice
+from calibit.measures.slice_search import SliceDamage, SliceSearch, worst_slice
+from calibit.measures.slices import Slices
 from calibit.measures.smooth import smece
 from calibit.measures.summaries import differences, divergences, panel, summarize
 from calibit.measures.token_level import TokenFidelity, token_fidelity

@@ -1,0 +1,210 @@
+"""compare(): pair two runs and compute everything a Comparison holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibit.comparison.evidence import (
+    Evidence,
+    label_evidence,
+    slice_searches,
+    text_evidence,
+)
+from calibit.comparison.pairing import Paired, RunLike, as_run, pair
+from calibit.comparison.result import Comparison, Flips
+from calibit.comparison.tables import change_by_initial, initial_slope, slice_keys, slice_table
+from calibit.comparison.texts import compare_texts, text_windows
+from calibit.measures import fidelity
+from calibit.measures.binning import DEFAULT_BINS, ReliabilityBin, reliability
+from calibit.measures.estimate import Estimate, undefined
+from calibit.measures.intervals import clopper_pearson
+from calibit.measures.paired import McNemar, mcnemar
+from calibit.measures.resampling import Resampling
+from calibit.measures.scores import Scores
+from calibit.measures.self_audit import Check, at_chance, self_audit
+from calibit.measures.slice_search import SliceSearch, worst_slice
+from calibit.measures.slices import Slices, pairs_of, quartile_slices, slices_by_key
+from calibit.measures.summaries import NO_LABELS, Panel, differences, divergences, panel
+
+
+def compare(
+    run_a: RunLike | str | Path,
+    run_b: RunLike | str | Path,
+    *,
+    rule: str = "sum",
+    level: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+    bins: int = DEFAULT_BINS,
+    allow_partial: bool = False,
+) -> Comparison:
+    """Compare a candidate with a reference, item by item.
+
+    Args:
+        run_a: reference: a run or the folder of one.
+        run_b: candidate.
+        rule: scoring rule: sum, token, char, byte or pmi.
+        level: two-sided level of the intervals.
+        resamples: bootstrap resamples.
+        seed: seed of all resampling; the result is a pure function of the runs and these options.
+        bins: bins of the calibration errors.
+        allow_partial: compare the common items where some are missing in one run.
+
+    Returns:
+        The comparison; what needs labels is None with a reason where no item has one.
+
+    Raises:
+        ValueError: if the runs do not pair (the message names the items), or tokenizer, BOS rule,
+            prompts, choices, labels or texts differ.
+
+    Example:
+        `compare("runs/base", "runs/nf4").verdict()`
+    """
+    a, b = as_run(run_a), as_run(run_b)
+    draw = Resampling(level=level, resamples=resamples, seed=seed)
+    paired = pair(a, b, rule=rule, allow_partial=allow_partial)
+    first, second = (panel(one, bins=bins, resampling=draw) for one in (paired.a, paired.b))
+    texts, warnings = compare_texts(a, b, draw)
+    known = paired.a.labelled
+    right_a, right_b = paired.a.take(known), paired.b.take(known)
+    searches, search = _searches(first, second, right_a, draw)
+    flips = _flips(paired, level)
+    return Comparison(
+        models={"a": _describe(a.meta, "a"), "b": _describe(b.meta, "b")},
+        protocol=_protocol(paired, draw, bins),
+        a=first.estimates(),
+        b=second.estimates(),
+        deltas=differences(first, second),
+        flips=flips,
+        mcnemar=_mcnemar(flips),
+        **divergences(paired.a, paired.b, resampling=draw),
+        texts=tuple(texts),
+        slices=tuple(slice_table(right_a, right_b, draw)),
+        worst_slices=searches,
+        search=search,
+        reliability_a=_reliability(right_a, bins, level),
+        reliability_b=_reliability(right_b, bins, level),
+        change_by_initial=tuple(change_by_initial(right_a, right_b, draw)),
+        initial_slope=initial_slope(right_a, right_b, draw),
+        points=_points(right_a, right_b),
+        checks=_checks(paired),
+        warnings=(*paired.warnings, *warnings, *_notes(paired, level)),
+        evidence=_evidence(first, second, a, b, draw),
+    )
+
+
+def _searches(
+    a: Panel, b: Panel, labelled: Scores, draw: Resampling
+) -> tuple[dict[str, SliceSearch], SliceSearch | None]:
+    declared = slices_by_key(slice_keys(labelled))
+    searches = slice_searches(a, b, declared, draw)
+    first, second = a.statistics["conf_true"].values, b.statistics["conf_true"].values
+    if first is None or second is None:
+        return searches, None
+    family = _exploratory(declared, labelled)
+    return searches, worst_slice(first - second, family, metric="conf_true", resampling=draw)
+
+
+def _exploratory(declared: Slices, labelled: Scores) -> Slices:
+    entropy = quartile_slices("reference entropy", labelled.distributions.entropy)
+    choices = slices_by_key([{"choices": str(k)} for k in labelled.distributions.k])
+    single = declared + entropy + choices
+    return single + pairs_of(single)
+
+
+def _flips(paired: Paired, level: float) -> Flips:
+    changed = paired.a.distributions.predicted != paired.b.distributions.predicted
+    all_rate = _rate("all_flip_rate", int(changed.sum()), len(changed), level, "no items")
+    known = paired.a.labelled
+    if not known.any():
+        none = undefined("flip_rate", NO_LABELS)
+        return Flips(None, None, None, None, None, int(changed.sum()), none, all_rate)
+    before, after = paired.a.correct[known], paired.b.correct[known]
+    rr, rw, wr, ww = (
+        int(count(before, after)) for count in (fidelity.rr, fidelity.rw, fidelity.wr, fidelity.ww)
+    )
+    rate = _rate("flip_rate", rw + wr, len(before), level, NO_LABELS)
+    return Flips(rr, rw, wr, ww, rw + wr, int(changed.sum()), rate, all_rate)
+
+
+def _rate(metric: str, count: int, n: int, level: float, empty: str) -> Estimate:
+    if not n:
+        return undefined(metric, empty)
+    return Estimate(metric, count / n, n=n).with_interval(clopper_pearson(count, n, level=level))
+
+
+def _mcnemar(flips: Flips) -> McNemar | None:
+    return None if flips.rw is None or flips.wr is None else mcnemar(flips.rw, flips.wr)
+
+
+def _reliability(labelled: Scores, bins: int, level: float) -> tuple[ReliabilityBin, ...]:
+    c, r = labelled.distributions.confidence, labelled.correct
+    return reliability(c, r, bins=bins, level=level)
+
+
+def _points(a: Scores, b: Scores) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {"ids": np.array(a.ids), "tasks": np.array(a.tasks)}
+    for side, scores in (("a", a), ("b", b)):
+        d = scores.distributions
+        out[f"conf_true_{side}"] = d.of(scores.gold)[0]
+        out[f"conf_{side}"] = d.confidence
+        out[f"correct_{side}"] = scores.correct
+    return out
+
+
+def _checks(paired: Paired) -> tuple[Check, ...]:
+    found = self_audit(paired.a, name="a", lines=paired.lines_a)
+    return tuple(found + self_audit(paired.b, name="b", lines=paired.lines_b))
+
+
+def _notes(paired: Paired, level: float) -> list[str]:
+    notes = []
+    if not paired.a.n:
+        notes.append("the runs hold no items: only texts were compared")
+    elif not paired.a.labelled.any():
+        notes.append("no item is labelled: accuracy and calibration are undefined")
+    for name, scores in (("reference", paired.a), ("candidate", paired.b)):
+        if at_chance(scores, level=level):
+            notes.append(
+                f"the accuracy of the {name} cannot be told from chance: "
+                "its confidence should not be interpreted"
+            )
+    return notes
+
+
+def _evidence(
+    a: Panel, b: Panel, run_a: RunLike, run_b: RunLike, draw: Resampling
+) -> dict[str, Evidence]:
+    out = label_evidence(a, b)
+    text = text_evidence(*text_windows(run_a, run_b), draw)
+    return out if text is None else out | {text.metric: text}
+
+
+def _describe(meta: Mapping[str, Any], side: str) -> dict[str, Any]:
+    scheme = meta.get("scheme")
+    named = meta.get("name") or (scheme if scheme not in (None, "none") else meta.get("model"))
+    return {
+        "name": named or side,
+        "model": meta.get("model"),
+        "scheme": scheme,
+        "weight_hash": meta.get("weight_hash"),
+    }
+
+
+def _protocol(paired: Paired, draw: Resampling, bins: int) -> dict[str, Any]:
+    return {
+        "rule": paired.a.rule,
+        "level": draw.level,
+        "resamples": draw.resamples,
+        "seed": draw.seed,
+        "bins": bins,
+        "n": paired.a.n,
+        "n_labelled": int(paired.a.labelled.sum()),
+        "tasks": [{"name": name, "n": n} for name, n in Counter(paired.a.tasks).items()],
+        "unpaired": {"a": paired.unpaired[0], "b": paired.unpaired[1]},
+    }

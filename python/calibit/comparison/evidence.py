@@ -1,0 +1,149 @@
+"""What a verdict judges: damages with bounds at any level.
+
+Damage is the change with the sign chosen so that positive is worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from calibit.measures.intervals import bca, percentile, tango_bounds, two_sided_z
+from calibit.measures.resampling import Resampling, resampled_sums
+from calibit.measures.slice_search import SliceSearch, worst_slice
+from calibit.measures.slices import Slices
+from calibit.measures.summaries import Panel
+
+DAMAGES: Mapping[str, int] = {
+    "acc": -1,
+    "conf_true": -1,
+    "nll": +1,
+    "brier": +1,
+    "brier_top1": +1,
+}
+"""Metrics with a damage per item -> sign that makes a change worse."""
+
+SLICED = ("acc", "conf_true", "nll")
+"""Damages that are searched for their worst slice."""
+
+UNITS = {"nll": "nats", "text_nll": "nats"}
+
+Bounds = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """One damage with what a gate needs.
+
+    Attributes:
+        metric: "acc", "conf_true", "text_nll", ...
+        damage: estimate, positive = worse.
+        n: number of items (or tokens) behind it.
+        sd: standard deviation of the per-item damage, for planning.
+        method: method of the bounds.
+        at: level -> (lower, upper).
+        unit: unit of the damage.
+        units: what n counts.
+    """
+
+    metric: str
+    damage: float
+    n: int
+    sd: float
+    method: str
+    at: Callable[[float], Bounds] = field(repr=False)
+    unit: str = ""
+    units: str = "items"
+
+
+def accuracy_evidence(before: np.ndarray, after: np.ndarray) -> Evidence:
+    """Damage of accuracy with Tango's bounds, negated to read as damage.
+
+    Args:
+        before, after: float64 [N], 1 where an item is right.
+    """
+    rw, wr, n = int(np.sum(before > after)), int(np.sum(before < after)), len(before)
+
+    def at(level: float) -> Bounds:
+        counts = (np.array([wr]), np.array([rw]), np.array([n]))
+        lower, upper = tango_bounds(*counts, two_sided_z(level))
+        return float(lower[0]), float(upper[0])
+
+    return Evidence("acc", (rw - wr) / n, n, float(np.sqrt((rw + wr) / n)), "tango", at)
+
+
+def mean_evidence(metric: str, damage: np.ndarray, draws: np.ndarray) -> Evidence:
+    """Damage that is a mean over items, with BCa bounds.
+
+    Args:
+        metric: metric id.
+        damage: float64 [N], per item.
+        draws: float64 [resamples], resampled means of it.
+    """
+
+    def at(level: float) -> Bounds:
+        return _ends(bca(damage, draws, Resampling(level=level, resamples=max(100, len(draws)))))
+
+    sd = float(np.std(damage, ddof=1)) if len(damage) > 1 else 0.0
+    unit = UNITS.get(metric, "")
+    return Evidence(metric, float(damage.mean()), len(damage), sd, "bca", at, unit)
+
+
+def label_evidence(a: Panel, b: Panel) -> dict[str, Evidence]:
+    """Evidence of every damage of DAMAGES, from panels with resamples; empty without labels."""
+    out = {}
+    for metric, sign in DAMAGES.items():
+        first, second = a.statistics[metric], b.statistics[metric]
+        if first.values is None or second.values is None:
+            continue
+        if metric == "acc":
+            out[metric] = accuracy_evidence(first.values, second.values)
+        elif first.draws is not None and second.draws is not None:
+            damage = sign * (second.values - first.values)
+            out[metric] = mean_evidence(metric, damage, sign * (second.draws - first.draws))
+    return out
+
+
+def text_evidence(
+    nll_a: np.ndarray, nll_b: np.ndarray, windows: np.ndarray, resampling: Resampling
+) -> Evidence | None:
+    """Damage of the text NLL per token; windows are resampled whole. None below two windows."""
+    _, labels = np.unique(windows, return_inverse=True)
+    units = np.stack([np.bincount(labels, nll_b - nll_a), np.bincount(labels)], axis=1)
+    if len(units) < 2:
+        return None
+    sums = resampled_sums(units, resampling)
+    draws = sums[:, 0] / sums[:, 1]
+
+    def at(level: float) -> Bounds:
+        return _ends(percentile(draws, replace(resampling, level=level)))
+
+    per_window = units[:, 0] / units[:, 1]
+    damage = float(np.mean(nll_b - nll_a))
+    sd = float(np.std(per_window, ddof=1))
+    return Evidence("text_nll", damage, len(units), sd, "percentile", at, "nats", units="windows")
+
+
+def slice_searches(
+    a: Panel, b: Panel, slices: Slices, resampling: Resampling
+) -> dict[str, SliceSearch]:
+    """Worst-slice search of every damage in SLICED; the slices are of the labelled items."""
+    out = {}
+    for metric in SLICED:
+        first, second = a.statistics[metric].values, b.statistics[metric].values
+        if first is not None and second is not None:
+            damage = DAMAGES[metric] * (second - first)
+            out[metric] = worst_slice(
+                damage, slices, metric=metric, accuracy=metric == "acc", resampling=resampling
+            )
+    return out
+
+
+def _ends(interval: object) -> Bounds:
+    lower, upper = getattr(interval, "lower", None), getattr(interval, "upper", None)
+    return (
+        -np.inf if lower is None else float(lower),
+        np.inf if upper is None else float(upper),
+    )

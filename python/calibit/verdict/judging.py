@@ -1,0 +1,133 @@
+"""Ship, hold or inconclusive: whether the damage of a candidate lies below the margins of a policy.
+
+`ship` needs every damage below its margin with confidence: an intersection-union test, so no
+correction for the number of gates. `hold` needs one damage above its margin with confidence, at a
+level corrected for their number. Anything else is `inconclusive` and says how many items are
+needed. "No significant difference" is never read as "no damage".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from calibit.verdict.gates import FAIL, OPEN, PASS, Gate, gate_of, slice_gate_of
+from calibit.verdict.policy import WORST, Policy
+from calibit.verdict.sentences import gate_sentence, missing_sentence
+
+if TYPE_CHECKING:
+    from calibit.comparison import Comparison
+
+SHIP, HOLD, INCONCLUSIVE = "ship", "hold", "inconclusive"
+EXIT_CODES: Mapping[str, int] = {SHIP: 0, HOLD: 1, INCONCLUSIVE: 2}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a candidate.
+
+    Attributes:
+        verdict: "ship", "hold" or "inconclusive".
+        reasons: plain sentences, the decisive ones first.
+        gates: every metric judged.
+        policy: the margins used.
+    """
+
+    verdict: str
+    reasons: tuple[str, ...]
+    gates: tuple[Gate, ...]
+    policy: Policy
+
+    @property
+    def exit_code(self) -> int:
+        """0 ship, 1 hold, 2 inconclusive."""
+        return EXIT_CODES[self.verdict]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types; an infinite bound becomes null."""
+        gates = [asdict(gate) for gate in self.gates]
+        for gate in gates:
+            gate |= {
+                key: gate[key] if math.isfinite(gate[key]) else None for key in ("lower", "upper")
+            }
+        return {
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "reasons": list(self.reasons),
+            "gates": gates,
+            "policy": {"name": self.policy.name, "margins": dict(self.policy.margins)},
+        }
+
+
+def judge(comparison: Comparison, policy: Policy | None = None) -> Verdict:
+    """Judge a comparison under a policy.
+
+    Args:
+        comparison: two runs compared.
+        policy: margins; the default policy where omitted (accuracy 3 points, conf_true 0.02, NLL
+            0.03
+            nats, worst slice twice those).
+
+    Returns:
+        The verdict; a failed self-audit or a metric that cannot be judged makes it inconclusive.
+    """
+    chosen = policy or Policy()
+    gates = _gates(comparison, chosen)
+    by_state = {state: [g for g in gates if g.state == state] for state in (FAIL, OPEN, PASS)}
+    broken = [
+        f"The self-audit failed: {check.check} ({check.detail})."
+        for check in comparison.checks
+        if not check.passed
+    ]
+    missing = _missing(comparison, chosen, bool(gates))
+    if broken:
+        verdict = INCONCLUSIVE
+    elif by_state[FAIL]:
+        verdict = HOLD
+    elif missing or by_state[OPEN]:
+        verdict = INCONCLUSIVE
+    else:
+        verdict = SHIP
+    failed, unsettled, passed = ([gate_sentence(g) for g in group] for group in by_state.values())
+    reasons = (
+        *broken,
+        *failed,
+        *missing,
+        *unsettled,
+        *passed,
+        *_without_slices(comparison, chosen),
+    )
+    return Verdict(verdict, reasons, gates, chosen)
+
+
+def _gates(comparison: Comparison, policy: Policy) -> tuple[Gate, ...]:
+    level = float(comparison.protocol["level"])
+    sliced = {WORST + name: one for name, one in comparison.worst_slices.items() if one.slices}
+    judged = [name for name in policy.margins if name in comparison.evidence or name in sliced]
+    out = []
+    for name in judged:
+        margin = policy.margins[name]
+        if name in sliced:
+            out.append(slice_gate_of(sliced[name], margin, level=level, gates=len(judged)))
+        else:
+            evidence = comparison.evidence[name]
+            out.append(gate_of(evidence, margin, level=level, gates=len(judged)))
+    return tuple(out)
+
+
+def _missing(comparison: Comparison, policy: Policy, any_gate: bool) -> list[str]:
+    overall = [name for name in policy.margins if not name.startswith(WORST)]
+    absent = [name for name in overall if name not in comparison.evidence]
+    if absent:
+        return [missing_sentence(absent, labelled=bool(comparison.protocol["n_labelled"]))]
+    return [] if any_gate else ["Nothing was judged: no slice has at least 30 items."]
+
+
+def _without_slices(comparison: Comparison, policy: Policy) -> list[str]:
+    asked = any(name.startswith(WORST) for name in policy.margins)
+    searched = any(one.slices for one in comparison.worst_slices.values())
+    if not asked or searched or not comparison.worst_slices:
+        return []
+    return ["Slices were not judged: none has at least 30 items and fewer than all."]

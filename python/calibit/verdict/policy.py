@@ -1,0 +1,104 @@
+"""Policy: which damages are judged, and how large each may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibit.comparison.evidence import DAMAGES, SLICED
+
+WORST = "worst_slice."
+METRICS = (*DAMAGES, "text_nll", *(WORST + name for name in SLICED))
+
+_REFUSED = {
+    "ece": "its interval misses the truth too often where a candidate is sharper; "
+    "gate nll or brier instead",
+    "all_flips": "it is judged as excess over re-runs of the reference, which are not compared",
+    "kl": "it is judged as excess over re-runs of the reference, which are not compared",
+}
+_ALIASES = {"ece_mass": "ece", "d_ece": "ece", "mce": "ece", "flips": "all_flips", "kl_ab": "kl"}
+_MARGINS = {"acc": 0.03, "conf_true": 0.02, "nll": 0.03}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Largest acceptable damage per metric: conventions of the user, not findings.
+
+    Attributes:
+        margins: metric -> margin above 0. Metrics are those of METRICS; `worst_slice.acc` and the
+            like judge the worst declared slice.
+        name: printed beside the verdict.
+
+    Raises:
+        ValueError: for an unknown or refused metric, or a margin that is not a number above 0.
+    """
+
+    margins: Mapping[str, float] = field(
+        default_factory=lambda: _MARGINS | {WORST + key: 2 * m for key, m in _MARGINS.items()}
+    )
+    name: str = "default"
+
+    def __post_init__(self) -> None:
+        if not self.margins:
+            raise ValueError("[policy] expected at least one margin, got none")
+        for metric, margin in self.margins.items():
+            problem = _problem(metric, margin)
+            if problem:
+                raise ValueError(f"[policy] {problem}")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Policy:
+        """Read a policy from a YAML file with a mapping `margins` and an optional `name`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: naming the file and the key that is wrong.
+        """
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"[policy] expected YAML in {path}, got: {error}") from error
+        return cls.from_dict(content, source=str(path))
+
+    @classmethod
+    def from_dict(cls, content: Any, *, source: str = "policy") -> Policy:
+        """A policy from a mapping with `margins` and an optional `name`.
+
+        Args:
+            content: the mapping.
+            source: file name for error messages.
+
+        Raises:
+            ValueError: naming the source and the key that is wrong.
+        """
+        if not isinstance(content, Mapping) or not isinstance(content.get("margins"), Mapping):
+            raise ValueError(f"[policy] expected a mapping 'margins' in {source}, got {content!r}")
+        unknown = [str(key) for key in content if key not in ("margins", "name")]
+        if unknown:
+            raise ValueError(
+                f"[policy] expected the keys margins and name in {source}, got {', '.join(unknown)}"
+            )
+        for metric, margin in content["margins"].items():
+            problem = _problem(metric, margin)
+            if problem:
+                raise ValueError(f"[policy] {source}, margins.{metric}: {problem}")
+        margins = {str(metric): float(margin) for metric, margin in content["margins"].items()}
+        return cls(margins, str(content.get("name", Path(source).stem)))
+
+
+def _problem(metric: object, margin: object) -> str | None:
+    refused = _ALIASES.get(str(metric), str(metric))
+    if refused in _REFUSED:
+        return f"{metric} cannot be gated: {_REFUSED[refused]}"
+    if metric not in METRICS:
+        return f"expected a metric of {', '.join(METRICS)}, got {metric!r}"
+    if isinstance(margin, bool) or not isinstance(margin, int | float):
+        return f"expected a number above 0, got {margin!r}"
+    if not (math.isfinite(margin) and margin > 0):
+        return f"expected a margin above 0, got {margin!r}"
+    return None
