@@ -1,0 +1,122 @@
+"""Rows of a JSON Lines file, and messages that name the file and the line of a bad one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+_SHOWN = 60  # characters of a wrong value that a message quotes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One JSON object and where it stands, e.g. `where` = "items.jsonl, line 12"."""
+
+    fields: Mapping[str, Any]
+    where: str
+
+    def wrong(self, expected: str, got: object, remedy: str) -> ValueError:
+        """Build the error for this row; the caller raises it."""
+        shown = got if isinstance(got, str) and got.startswith("no ") else _shorten(repr(got))
+        return ValueError(f"[tasks] {self.where}: expected {expected}, got {shown}; {remedy}")
+
+    def text(self, name: str) -> str:
+        """Return the string field `name`."""
+        value = self.fields.get(name)
+        if not isinstance(value, str):
+            got = value if name in self.fields else f"no field {name!r} among {sorted(self.fields)}"
+            raise self.wrong(f"{name!r} to be a string", got, f"add a field {name!r} to the row")
+        return value
+
+    def choices(self, name: str) -> tuple[str, ...]:
+        """Return the field `name` ("a" or "a.b"), a list of at least two non-empty strings."""
+        value: Any = self.fields
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        valid = isinstance(value, (list, tuple)) and len(value) >= 2
+        if not valid or not all(isinstance(text, str) and text for text in value):
+            raise self.wrong(
+                f"{name!r} to be a list of at least 2 non-empty strings",
+                value,
+                "write the answer texts there, without the space in front",
+            )
+        return tuple(value)
+
+    def index(self, name: str, count: int, *, first: int = 0) -> int | None:
+        """Return the field `name` as a 0-based index below `count`; None where it is absent.
+
+        Args:
+            name: field that holds an integer, or digits as text.
+            count: number of choices.
+            first: the number the data set gives to its first choice.
+        """
+        value = self.fields.get(name)
+        if value is None:
+            return None
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        valid = isinstance(number, int) and not isinstance(number, bool)
+        if not valid or not first <= number < first + count:
+            raise self.wrong(
+                f"{name!r} to be an integer from {first} to {first + count - 1}",
+                value,
+                "number the choices in their order, or leave the field out for an unlabelled row",
+            )
+        return cast(int, number) - first
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a JSON Lines file: UTF-8 with or without byte order mark, LF or CRLF line ends.
+
+    Args:
+        path: the file; empty lines are skipped.
+
+    Returns:
+        One row per JSON object, in file order.
+
+    Raises:
+        ValueError: no such file, not UTF-8, a line that is no JSON object, or no row at all;
+            the message names file and line.
+    """
+    if not path.is_file():
+        raise ValueError(f"[tasks] expected a JSON Lines file, got {str(path)!r}: no such file")
+    rows = []
+    for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        line = raw.strip(b" \t\r")
+        if line:
+            rows.append(_row(line, f"{path}, line {number}"))
+    if not rows:
+        raise ValueError(
+            f"[tasks] {path}: expected one JSON object per line, got an empty file; write rows "
+            'such as {"context": "2 + 2 =", "choices": ["3", "4"], "label": 1}'
+        )
+    return rows
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        text = line.decode("utf-8")
+        fields = json.loads(text)
+        json.dumps(fields, ensure_ascii=False).encode("utf-8")  # a lone surrogate has no UTF-8
+    except UnicodeError as error:
+        raise ValueError(
+            f"[tasks] {where}: expected UTF-8 text, got {_shorten(repr(line))} ({error}); save "
+            "the file as UTF-8"
+        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"[tasks] {where}: expected a JSON object, got {_shorten(text)!r} ({error}); write "
+            "one complete object per line"
+        ) from error
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"[tasks] {where}: expected a JSON object, got {_shorten(text)!r}; write one "
+            'object {"context": ..., "choices": [...], "label": ...} per line'
+        )
+    return Row(fields, where)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
