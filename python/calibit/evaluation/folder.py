@@ -1,0 +1,233 @@
+"""RunFolder: a run while it is written.
+
+Batches are appended and synced one by one, every other file is written beside its place and renamed
+into it, and the manifest comes last: at any moment the folder is a finished run, or one that the
+same job can continue.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibit.runs import (
+    DOCS,
+    ITEMS,
+    MANIFEST,
+    META,
+    PART,
+    SCHEMA,
+    TokenLosses,
+    join_shards,
+    read_json,
+    sha256_of,
+)
+
+_LOCK = "lock"
+
+
+class RunFolder:
+    """A run while it is written: batches are appended and synced, the manifest comes last.
+
+    Use `RunFolder.open`; `complete` says whether there is nothing left to do.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any] | None, batches: list[Any]) -> None:
+        self.path = path
+        self.meta = meta
+        self.batches = batches
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, path: str | Path, job: Mapping[str, Any], *, resume: bool = True
+    ) -> Iterator[RunFolder]:
+        """Create a folder, or continue one that holds the same job; no other process may write it
+        meanwhile.
+
+        Args:
+            path: the folder; new, empty or a run of the same job.
+            job: what identifies the job; compared with what the folder holds.
+            resume: False refuses a folder that holds a run.
+
+        Raises:
+            ValueError: if the folder holds another job (the message names what differs) or
+                something else.
+            RuntimeError: if another process is writing it.
+        """
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"[evaluate] expected a folder for the run, got the file {folder}")
+        if (folder / MANIFEST).is_file():
+            yield cls(folder, _stored_meta(folder, job, resume=resume), [])
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            meta = _stored_meta(folder, job, resume=resume)
+            (folder / "tokens").mkdir(exist_ok=True)
+            yield cls(folder, meta, [] if meta is None else _whole_lines(folder / PART))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest is in place."""
+        return (self.path / MANIFEST).is_file()
+
+    def start(self, meta: Mapping[str, Any]) -> None:
+        """Write run.json before the first batch."""
+        self.meta = dict(meta)
+        _write_json(self.path / META, meta)
+
+    def append(self, batch: Mapping[str, Any]) -> None:
+        """Add one finished batch, on disk when this returns; its key `batch` counts from 0."""
+        with (self.path / PART).open("ab") as stream:
+            stream.write(json.dumps(batch, separators=(",", ":")).encode() + b"\n")
+            os.fsync(stream.fileno())
+        self.batches.append(batch)
+
+    def has_tokens(self, shard: int) -> bool:
+        """Whether a shard of token losses is stored."""
+        return self._shard(shard).is_file()
+
+    def add_tokens(self, shard: int, losses: TokenLosses) -> None:
+        """Store one shard of token losses."""
+        target = self._shard(shard)
+        with _replacing(target) as draft, draft.open("wb") as stream:
+            np.savez(stream, nll=losses.nll, window=losses.window, position=losses.position)
+
+    def read_tokens(self, shards: Iterable[int]) -> TokenLosses:
+        """The losses of several shards, sorted into text order."""
+        return join_shards(self.path, shards)
+
+    def finish(
+        self,
+        meta: Mapping[str, Any],
+        items: Iterable[Mapping[str, Any]],
+        docs: Iterable[Mapping[str, Any]] | None,
+    ) -> None:
+        """Write the final files and, last, the manifest."""
+        _write_lines(self.path / ITEMS, items)
+        if docs is not None:
+            _write_lines(self.path / DOCS, docs)
+        _write_json(self.path / META, meta)
+        names = [META, ITEMS, *([DOCS] if docs is not None else [])]
+        names += sorted(f"tokens/{file.name}" for file in (self.path / "tokens").glob("*.npz"))
+        _write_json(
+            self.path / MANIFEST,
+            {"schema": SCHEMA, "sha256": {name: sha256_of(self.path / name) for name in names}},
+        )
+        for left in (self.path / PART, *self.path.glob("**/*.tmp")):
+            left.unlink(missing_ok=True)
+
+    def _shard(self, shard: int) -> Path:
+        return self.path / "tokens" / f"{shard:04d}.npz"
+
+
+def _stored_meta(folder: Path, job: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
+    """run.json of the same job, or None for a folder that holds nothing yet."""
+    if not (folder / META).is_file():
+        foreign = [
+            file.name for file in folder.iterdir() if file.name != _LOCK and file.suffix != ".tmp"
+        ]
+        if foreign and foreign != ["tokens"]:
+            raise ValueError(
+                f"[evaluate] expected a new or empty folder, or one with a run, got {folder}, "
+                f"which holds {sorted(foreign)[0]!r}; nothing is overwritten, choose another folder"
+            )
+        return None
+    meta = read_json(folder / META)
+    if not resume:
+        raise ValueError(
+            f"[evaluate] expected a folder without a run, got {folder}; allow resuming or choose "
+            "another folder"
+        )
+    wanted = json.loads(json.dumps(job))
+    for key in wanted:
+        if meta.get(key) != wanted[key]:
+            raise ValueError(
+                f"[evaluate] expected the same job as the run in {folder}, which has {key} "
+                f"{_short(meta.get(key))}, got {_short(wanted[key])}; nothing is overwritten, "
+                "choose another folder"
+            )
+    return meta
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    """The batches on the whole lines of the part file; what follows the last one is cut off."""
+    if not path.is_file():
+        return []
+    batches: list[Any] = []
+    end = 0
+    content = path.read_bytes()
+    for line in content.splitlines(keepends=True):
+        try:
+            batch = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or batch["batch"] != len(batches):
+            break
+        batches.append(batch)
+        end += len(line)
+    if end < len(content):
+        with path.open("r+b") as stream:
+            stream.truncate(end)
+            os.fsync(stream.fileno())
+    return batches
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with _replacing(path) as draft:
+        lines = [f"{json.dumps(key)}: {_dumps(part)}" for key, part in value.items()]
+        draft.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    with _replacing(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as stream:
+        for line in lines:
+            stream.write(_dumps(line) + "\n")
+
+
+def _dumps(value: Any) -> str:
+    """JSON on one line; floats as their shortest exact decimal, non-finite ones refused."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A draft beside `path` that takes its place, synced, when the block ends."""
+    draft = path.with_name(path.name + ".tmp")
+    yield draft
+    with draft.open("rb") as stream:
+        os.fsync(stream.fileno())
+    draft.replace(path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock file; where the platform has no such locks, nothing is held."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / _LOCK).open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"[evaluate] expected to be alone in {folder}, got another process that writes it"
+            ) from error
+        try:
+            yield
+        finally:
+            (folder / _LOCK).unlink(missing_ok=True)
