@@ -101,9 +101,10 @@ def build(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> An
     config = AutoConfig.for_model(model_type, **{**special, **options})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # Not model.to(dtype): that would round the rotary frequencies too.
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         _spread_(model)
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def _spread_(model: nn.Module) -> None:

@@ -167,6 +167,7 @@ def _write_config(model: Any, folder: Path, section: dict[str, Any]) -> None:
     config = deepcopy(model.config)
     config.quantization_config = section
     config.architectures = [type(model).__name__]
+    config.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     config.save_pretrained(folder)
     generation = getattr(model, "generation_config", None)
     if generation is not None:
