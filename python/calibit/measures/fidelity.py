@@ -156,7 +156,11 @@ def kl_values(a: Distributions, b: Distributions) -> np.ndarray:
 
 def jsd_values(a: Distributions, b: Distributions) -> np.ndarray:
     """Jensen-Shannon divergence per item in nats, float64 [N], clamped at 0."""
-    middle = np.logaddexp(a.log_p, b.log_p) - math.log(2.0)
+    top = np.maximum(a.log_p, b.log_p)
+    with np.errstate(invalid="ignore"):
+        apart = np.where(np.isneginf(top), 0.0, np.abs(a.log_p - b.log_p))
+    # Equal distributions give exactly 0: the bracket vanishes, which logaddexp - log 2 does not.
+    middle = top + (np.log1p(np.exp(-apart)) - math.log(2.0))
     mixture = Distributions(log_p=middle, p=np.exp(middle), offsets=a.offsets)
     return np.maximum(0.0, (kl_values(a, mixture) + kl_values(b, mixture)) / 2.0)
 

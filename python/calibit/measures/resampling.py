@@ -1,9 +1,8 @@
 """Bootstrap resamples as sums of weighted units.
 
-A resample of N items is a row of counts that add up to N. Every statistic here is a function of
-weighted sums, so a chunk of resamples is one matrix product. The draws are numpy's
-`default_rng(seed).integers(0, N, (resamples, N))`, whatever the chunk size: two calls with one seed
-and one N use the same items, which keeps two models paired.
+Every statistic here is a function of sums over the drawn items, so a resample needs its counts or
+its sums only. The draws are numpy's `default_rng(seed).integers(0, N, (resamples, N))`, whatever
+the chunk size: two calls with one seed and one N use the same items, which keeps two models paired.
 """
 
 from __future__ import annotations
@@ -12,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from calibit import _C
+from calibit.measures.binning import width_bins
 
 CHUNK_ENTRIES = 1 << 19
 """Counts held at once (4 MiB of float64): larger chunks fall out of the cache and are slower."""
@@ -65,7 +67,7 @@ def resampled_sums(units: np.ndarray, resampling: Resampling) -> np.ndarray:
     Returns:
         float64 [resamples, m].
     """
-    return np.concatenate([counts @ units for counts in count_chunks(len(units), resampling)])
+    return _C.resampled_sums(units, resampling.resamples, _generator(resampling.seed))
 
 
 def resampled_bin_sums(
@@ -74,7 +76,8 @@ def resampled_bin_sums(
     """Bin sums of a confidence histogram, recomputed on every resample: all that a binned
     calibration error needs.
 
-    This is the one place where calibration errors are resampled.
+    This is the one place where calibration errors are resampled. Bins of equal mass move with every
+    resample; those of equal width do not.
 
     Args:
         confidence: float64 [N].
@@ -87,20 +90,26 @@ def resampled_bin_sums(
     Returns:
         float64 [resamples, bins, 3]: count, sum of confidence, sum of correct per bin.
     """
-    from calibit.measures.binning import width_bins
-
-    chunks = count_chunks(len(confidence), resampling)
     if rule == "width":
-        in_bin = width_bins(confidence, bins)[:, None] == np.arange(bins)
-        facts = np.stack([in_bin, in_bin * confidence[:, None], in_bin * correct[:, None]], axis=2)
-        flat = facts.reshape(len(confidence), -1)
-        return np.concatenate([counts @ flat for counts in chunks]).reshape(-1, bins, 3)
+        place = width_bins(confidence, bins).astype(np.int32)
+        draws = _generator(resampling.seed)
+        return _C.resampled_bin_sums(place, confidence, correct, bins, resampling.resamples, draws)
     order = np.argsort(confidence, kind="stable")
     starts = np.flatnonzero(np.diff(confidence[order], prepend=-np.inf))
     facts = np.stack([np.ones(len(order)), confidence[order], correct[order]])
     return np.concatenate(
-        [_mass_bin_sums(counts[:, order], starts, facts, bins) for counts in chunks]
+        [
+            _mass_bin_sums(counts[:, order], starts, facts, bins)
+            for counts in count_chunks(len(order), resampling)
+        ]
     )
+
+
+def _generator(seed: int) -> list[int]:
+    """High and low words of state and increment of numpy's PCG64."""
+    state = np.random.PCG64(seed).state["state"]
+    words = (state["state"], state["inc"])
+    return [part for word in words for part in (word >> 64, word & 0xFFFFFFFFFFFFFFFF)]
 
 
 def _mass_bin_sums(

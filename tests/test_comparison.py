@@ -1,0 +1,408 @@
+"""Comparison of two runs: pairing, changes with their intervals, slices, texts, serialisation."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import golden
+from calibit import measures as m
+from calibit.comparison import Comparison, compare
+from calibit.comparison.tables import change_by_initial, initial_slope
+from comparison_runs import MemoryRun, simulated, v1_runs
+
+QUICK = {"resamples": 300}
+
+
+@pytest.fixture(scope="module")
+def v1() -> Comparison:
+    return compare(*v1_runs())
+
+
+def test_flips_and_tests_of_v1(v1):
+    flips = v1.flips
+    assert (flips.rr, flips.rw, flips.wr, flips.ww) == (258, 24, 20, 198)
+    assert (flips.flips, flips.all_flips) == (44, 50)
+    assert float(flips.flip_rate) == 44 / 500 and flips.flip_rate.interval == "clopper_pearson"
+    # Clopper-Pearson of 50 in 500
+    rate = flips.all_flip_rate
+    assert (rate.lower, rate.upper) == pytest.approx((0.0751358151, 0.1297090857), abs=1e-10)
+    assert v1.mcnemar.p == pytest.approx(0.6515878272, abs=1e-10)
+    assert v1.mcnemar.mid_p == pytest.approx(0.5514843298, abs=1e-10)
+
+
+def test_changes_of_v1_have_the_interval_that_fits(v1):
+    acc, true, ece = (v1.deltas[name] for name in ("acc", "conf_true", "ece"))
+    assert float(acc) == pytest.approx(-0.008)
+    assert (acc.lower, acc.upper) == pytest.approx((-0.0351227475, 0.0186627052), abs=1e-10)
+    assert acc.interval == "tango"
+    assert float(true) == pytest.approx(-0.0166214007, abs=1e-10)
+    assert (true.lower, true.upper) == pytest.approx((-0.0240540290, -0.0095060167), abs=2e-10)
+    assert true.interval == "bca"
+    assert float(ece) == pytest.approx(-0.0201426408, abs=1e-10)
+    assert (ece.lower, ece.upper) == pytest.approx((-0.05659158, 0.0172418), abs=6e-8)
+    assert ece.interval == "percentile" and ece.extra["biased_estimator"] is True
+    assert float(v1.deltas["nll"]) == pytest.approx(0.0076356156, abs=1e-10)
+    assert v1.deltas["nll"].unit == "nats"
+
+
+def test_metrics_of_both_models(v1):
+    for side, column in ((v1.a, "V1 a"), (v1.b, "V1 b")):
+        for metric in ("acc", "conf", "conf_true", "margin", "nll", "brier", "auroc", "aurc"):
+            wanted = golden.ONE_MODEL[metric][column]
+            assert float(side[metric]) == pytest.approx(wanted, abs=1e-10)
+            assert side[metric].lower < wanted < side[metric].upper
+    change = v1.deltas["auroc"]
+    assert float(change) == pytest.approx(0.5454663296 - 0.5651473746, abs=1e-9)
+    assert change.lower < change < change.upper
+
+
+def test_every_difference_is_candidate_minus_reference(v1):
+    for name, change in v1.deltas.items():
+        if change.value is not None:
+            assert float(change) == pytest.approx(v1.b[name] - v1.a[name], abs=1e-12), name
+
+
+def test_divergences_of_v1(v1):
+    assert float(v1.kl_ab) == pytest.approx(0.0302810887, abs=1e-10)
+    assert float(v1.kl_ba) == pytest.approx(0.0317767101, abs=1e-10)
+    assert float(v1.jsd) == pytest.approx(0.0110395436, abs=1e-10) and v1.jsd.unit == "bits"
+    assert float(v1.js_distance) == pytest.approx(0.0937404686, abs=1e-10)
+    assert float(v1.tv) == pytest.approx(0.0858384440, abs=1e-10)
+    assert v1.kl_ab.lower < v1.kl_ab < v1.kl_ab.upper
+
+
+def test_worst_slice_of_v1(v1):
+    worst = v1.worst_slice
+    assert worst["slice"] == "part=3" and worst["n"] == 100 and worst["searched"] == 5
+    assert worst["damage"] == pytest.approx(0.02958236, abs=5e-9)
+    assert worst["lower"] == pytest.approx(0.01136, abs=5e-6)
+    assert worst["p_damage"] == pytest.approx(0.0016, abs=1e-12)
+    assert set(v1.worst_slices) == {"acc", "conf_true", "nll"}
+    # The exploratory search adds quartiles of the reference's entropy (pairs would be too small).
+    names = [entry.name for entry in v1.search.slices]
+    assert "reference entropy=quartile 1" in names and names[:5] == [f"part={i}" for i in range(5)]
+
+
+def test_slice_table_of_v1(v1):
+    assert [row["name"] for row in v1.slices] == [f"part={index}" for index in range(5)]
+    row = v1.slices[3]
+    assert (row["key"], row["value"], row["n"]) == ("part", "3", 100)
+    assert float(row["d_conf_true"]) == pytest.approx(-0.02958236, abs=5e-9)
+    wanted = m.tango(row["d_acc"].extra["rw"], row["d_acc"].extra["wr"], 100)
+    assert (row["d_acc"].lower, row["d_acc"].upper) == (wanted.lower, wanted.upper)
+    assert row["d_conf_true"].lower < row["d_conf_true"] < row["d_conf_true"].upper
+
+
+def test_change_by_initial_confidence_of_v1(v1):
+    wanted = [
+        -0.0043369655,
+        -0.0128044495,
+        -0.0213213616,
+        -0.0171616556,
+        -0.0303731388,
+        -0.0193865123,
+        -0.0131059857,
+        -0.0123172436,
+        -0.0158138143,
+        -0.0195928799,
+    ]
+    rows = v1.change_by_initial
+    assert [row["change"] for row in rows] == pytest.approx(wanted, abs=1e-10)
+    assert [row["n"] for row in rows] == [50] * 10
+    assert all(row["lower"] <= row["change"] <= row["upper"] for row in rows)
+    assert all(row["lo"] < row["conf"] <= row["hi"] for row in rows)
+    slope = v1.initial_slope
+    assert float(slope["naive"]) == pytest.approx(-0.0138541871, abs=1e-10)
+    assert slope["naive"].extra == {"label": "naive"}
+    assert slope["naive"].lower < slope["naive"] < slope["naive"].upper
+    assert slope["oldham"]["slope"] == pytest.approx(-0.0017775141, abs=1e-10)
+    assert slope["oldham"]["r"] == pytest.approx(-0.0032768661, abs=1e-10)
+    assert slope["oldham"]["t"] == pytest.approx(-0.0731266529, abs=1e-10)
+
+
+def test_points_and_reliability_are_those_of_the_items(v1):
+    points = v1.points
+    assert {len(values) for values in points.values()} == {500}
+    assert points["conf_true_b"].mean() == pytest.approx(float(v1.b["conf_true"]))
+    assert points["correct_a"].sum() == 282
+    assert sum(row.n for row in v1.reliability_a) == 500 and len(v1.reliability_b) == 15
+
+
+def test_the_dictionary_describes_itself(v1):
+    content = json.loads(json.dumps(v1.to_dict(), allow_nan=False))
+    assert content["schema"] == "calibit.comparison/1"
+    assert content["protocol"] == {
+        "rule": "sum",
+        "level": 0.95,
+        "resamples": 9999,
+        "seed": 0,
+        "bins": 15,
+        "n": 500,
+        "n_labelled": 500,
+        "tasks": [{"name": "t", "n": 500}],
+        "unpaired": {"a": 0, "b": 0},
+    }
+    assert content["models"]["b"]["name"] == "nf4" and content["models"]["a"]["name"] == "toy"
+    estimates = [*content["a"].values(), *content["deltas"].values(), content["kl_ab"]]
+    for estimate in estimates:
+        assert {"metric", "value", "estimator", "n", "unit", "lower", "upper"} <= set(estimate)
+        assert estimate["extra"]["rule"] == "sum"
+        assert estimate["value"] is not None or estimate["reason"]
+    assert content["flips"]["flip_rate"]["n"] == 500
+    assert content["worst_slice"]["slice"] == "part=3"
+    assert content["reliability_a"][3].keys() >= {"lo", "hi", "n", "conf", "acc"}
+    assert content["ppl"] is None and content["warnings"] == []
+    assert {check["check"] for check in content["checks"]} == {
+        "label shuffle",
+        "constant confidence",
+        "exact ties",
+    }
+    assert all(check["passed"] for check in content["checks"])
+
+
+def test_the_table_prints_every_main_number(v1):
+    from rich.console import Console
+
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(v1.table())
+    text = console.export_text()
+    for part in (
+        "nf4 against toy, 500 items",
+        "56.4 %",
+        "-0.8",
+        "[-3.5, +1.9]",
+        "0.6516",
+        "part=3",
+    ):
+        assert part in text
+
+
+def test_same_options_same_numbers_and_other_seed_other_draws():
+    a, b = simulated(120)
+    first, again = (compare(a, b, **QUICK).to_dict() for _ in range(2))
+    assert first == again
+    other = compare(a, b, seed=1, **QUICK).to_dict()
+    assert other["deltas"]["conf_true"]["value"] == first["deltas"]["conf_true"]["value"]
+    assert other["deltas"]["conf_true"]["lower"] != first["deltas"]["conf_true"]["lower"]
+
+
+def test_a_run_against_itself_changes_nothing():
+    a, _ = simulated(200, parts=2)
+    same = compare(a, a, **QUICK)
+    assert float(same.kl_ab) == float(same.kl_ba) == float(same.js_distance) == 0.0
+    assert same.flips.all_flips == 0 and same.mcnemar.p == 1.0
+    assert all(float(change) == 0.0 for change in same.deltas.values() if change.value is not None)
+    assert same.deltas["acc"].upper > 0 > same.deltas["acc"].lower
+
+
+def test_items_are_paired_by_task_and_id_whatever_their_order():
+    a, b = simulated(90)
+    scores = b.scores()
+    order = np.random.default_rng(0).permutation(90)
+    ids = [scores.ids[i] for i in order]
+    moved = MemoryRun([scores.z[i] for i in order], scores.gold[order], ids=ids)
+    straight, mixed = compare(a, b, **QUICK), compare(a, moved, **QUICK)
+    assert mixed.to_dict()["deltas"] == straight.to_dict()["deltas"]
+    assert mixed.points["ids"].tolist() == straight.points["ids"].tolist()
+
+
+def _part(run, keep):
+    scores = run.scores()
+    return MemoryRun(
+        [scores.z[i] for i in keep], scores.gold[keep], ids=[scores.ids[i] for i in keep]
+    )
+
+
+def test_missing_items_are_refused_by_name_unless_allowed():
+    a, b = simulated(40)
+    with pytest.raises(
+        ValueError, match=r"\[compare\] expected the same items in both runs, got "
+    ) as e:
+        compare(_part(a, np.arange(37)), _part(b, np.arange(1, 40)), **QUICK)
+    assert "1 only in a (t/0)" in str(e.value) and "3 only in b (t/37, t/38, t/39)" in str(e.value)
+    partial = compare(
+        _part(a, np.arange(37)), _part(b, np.arange(1, 40)), allow_partial=True, **QUICK
+    )
+    assert partial.protocol["n"] == 36 and partial.protocol["unpaired"] == {"a": 1, "b": 3}
+    assert "only 36 items are in both runs" in partial.warnings[0]
+    with pytest.raises(ValueError, match=r"\[compare\] expected common items"):
+        compare(_part(a, np.arange(5)), _part(b, np.arange(5, 9)), allow_partial=True)
+
+
+def _lines(n, **changed):
+    lines = [
+        {"kind": "choice", "id": str(i), "task": "t", "ll": [-1.0, -2.0], "context_hash": f"c{i}",
+         "choices_hash": "h", "tokens": [1, 1], "is_greedy": [False, False], "reason": None}
+        for i in range(n)
+    ]  # fmt: skip
+    return [line | changed.get(f"item{i}", {}) for i, line in enumerate(lines)]
+
+
+def _with_lines(lines, **meta):
+    return MemoryRun(
+        np.array([line["ll"] for line in lines]), [0] * len(lines), lines=lines, **meta
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "meta", "message"),
+    [
+        ({"item3": {"context_hash": "x"}}, {}, r"the same prompt per item .* 1 items .* \(t/3\)"),
+        ({"item0": {"choices_hash": "x"}}, {}, r"the same choices per item .* \(t/0\)"),
+        ({}, {"tokenizer_hash": "q"}, r"the same tokenizer in both runs, got 'p' and 'q'"),
+        ({}, {"bos": "never"}, r"the same BOS rule in both runs, got 'always' and 'never'"),
+    ],
+)  # fmt: skip
+def test_different_prompts_choices_tokenizers_or_bos_rules_are_refused(changed, meta, message):
+    base = {"tokenizer_hash": "p", "bos": "always"}
+    a, b = _with_lines(_lines(6), **base), _with_lines(_lines(6, **changed), **{**base, **meta})
+    with pytest.raises(ValueError, match=r"\[compare\] expected " + message):
+        compare(a, b, **QUICK)
+    assert compare(a, a, **QUICK).protocol["n"] == 6
+
+
+def test_different_labels_or_choice_counts_are_refused():
+    a = MemoryRun([[0.0, -1.0], [0.0, -1.0]], [0, 1])
+    with pytest.raises(ValueError, match=r"the same right answer per item .* \(t/1\)"):
+        compare(a, MemoryRun([[0.0, -1.0], [0.0, -1.0]], [0, 0]), **QUICK)
+    with pytest.raises(ValueError, match=r"the same number of choices per item .* \(t/0\)"):
+        compare(a, MemoryRun([[0.0, -1.0, -2.0], [0.0, -1.0]], [0, 1]), **QUICK)
+
+
+def test_unlabelled_items_leave_label_metrics_undefined_with_a_reason():
+    z = np.random.default_rng(0).normal(size=(30, 3))
+    result = compare(MemoryRun(z), MemoryRun(z + 0.1 * z**2), **QUICK)
+    for metric in ("acc", "conf_true", "nll", "ece", "auroc", "aurc", "smece"):
+        assert result.a[metric].value is None and result.a[metric].reason == "no labelled items"
+        assert result.deltas[metric].value is None and result.deltas[metric].reason
+    assert result.deltas["conf"].lower < float(result.deltas["conf"]) < result.deltas["conf"].upper
+    assert float(result.kl_ab) > 0 and result.flips.flips is None and result.mcnemar is None
+    assert result.flips.flip_rate.reason == "no labelled items" and result.slices == ()
+    assert result.worst_slice is None and result.change_by_initial == ()
+    assert "no item is labelled" in result.warnings[0]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_some_unlabelled_items_enter_only_what_needs_no_label():
+    z = np.random.default_rng(0).normal(size=(50, 3))
+    gold = np.where(np.arange(50) < 20, 0, -1)
+    result = compare(MemoryRun(z, gold), MemoryRun(z * 0.9, gold), **QUICK)
+    assert (result.a["acc"].n, result.a["conf"].n, result.kl_ab.n) == (20, 50, 50)
+    assert result.protocol["n_labelled"] == 20 and len(result.points["ids"]) == 20
+
+
+def test_mixed_choice_counts_keep_top_label_metrics():
+    rng = np.random.default_rng(1)
+    z = [rng.normal(size=3 + index % 3) for index in range(60)]
+    gold = np.array([index % 3 for index in range(60)])
+    result = compare(MemoryRun(z, gold), MemoryRun([row * 0.8 for row in z], gold), **QUICK)
+    assert result.deltas["ece"].value is not None and result.deltas["brier"].value is not None
+    assert "(3, 4, 5)" in result.deltas["sce"].reason
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_texts_are_compared_over_windows():
+    rng = np.random.default_rng(0)
+    nll = rng.gamma(2.0, 1.5, 640)
+    worse = nll + 0.03 + rng.normal(0, 0.1, 20)[np.arange(640) // 32]
+    a, b = simulated(40)
+    first = MemoryRun(a.scores().z, a.scores().gold, text=nll)
+    second = MemoryRun(b.scores().z, b.scores().gold, text=worse)
+    result = compare(first, second, **QUICK)
+    ppl = result.ppl
+    assert (ppl.name, ppl.protocol, ppl.tokens, ppl.windows) == ("novel", "gptq", 640, 20)
+    assert float(ppl.a) == pytest.approx(np.exp(nll.mean()))
+    assert float(ppl.delta) == pytest.approx((worse - nll).mean())
+    assert float(ppl.ratio) == pytest.approx(float(ppl.b) / float(ppl.a))
+    assert (ppl.ratio.lower, ppl.ratio.upper) == pytest.approx(
+        (np.exp(ppl.delta.lower), np.exp(ppl.delta.upper))
+    )
+    assert ppl.delta.lower < ppl.delta < ppl.delta.upper and ppl.correlation > 0.9
+    assert result.evidence["text_nll"].n == 20
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert content["ppl"] == content["texts"][0] and content["ppl"]["ratio"]["unit"] == ""
+    alone = compare(first, b, **QUICK)
+    assert alone.ppl is None and "'novel' is in one run only" in alone.warnings[0]
+
+
+def test_texts_that_differ_are_refused_and_lost_tokens_give_no_value():
+    nll = np.ones(64)
+    with pytest.raises(ValueError, match=r"the same tokens of text 'novel' .* 64 and 32"):
+        compare(MemoryRun([], text=nll), MemoryRun([], text=nll[:32]), **QUICK)
+    a, b = MemoryRun([], text=nll), MemoryRun([], text=nll)
+    b.meta["text"][0]["protocol"] = "documents"
+    with pytest.raises(ValueError, match=r"with the same protocol in both runs"):
+        compare(a, b, **QUICK)
+    lost = np.where(np.arange(64) == 3, np.nan, 1.0)
+    result = compare(a, MemoryRun([], text=lost), **QUICK)
+    assert result.ppl.b.value is None and "1 tokens have no finite" in result.ppl.b.reason
+    assert result.protocol["n"] == 0 and "no items" in result.warnings[0]
+
+
+def test_tasks_are_slices_where_there_are_several():
+    a, b = simulated(80)
+    scores = {"a": a.scores(), "b": b.scores()}
+
+    class TwoTasks(MemoryRun):
+        def scores(self, rule="sum"):
+            s = super().scores(rule)
+            tasks = tuple("x" if index < 40 else "y" for index in range(s.n))
+            return m.Scores(s.ids, tasks, s.gold, s.z, s.slices, rule)
+
+    runs = [TwoTasks(s.z, s.gold) for s in scores.values()]
+    result = compare(*runs, **QUICK)
+    assert [row["name"] for row in result.slices] == ["task=x", "task=y"]
+    assert result.protocol["tasks"] == [{"name": "x", "n": 40}, {"name": "y", "n": 40}]
+
+
+def test_small_data_has_no_slope_and_few_groups():
+    a, b = (m.Scores.from_arrays([[0.0, -1.0]] * 2, [0, 1]) for _ in range(2))
+    assert initial_slope(a, b, m.Resampling()) == {"naive": None, "oldham": None}
+    rows = change_by_initial(a, b, m.Resampling())
+    assert [row["n"] for row in rows] == [2]
+
+
+def test_a_folder_is_loaded_as_a_run(monkeypatch, tmp_path):
+    import calibit.runs
+
+    a, b = simulated(30)
+    monkeypatch.setattr(
+        calibit.runs.Run, "load", staticmethod(lambda path: {"a": a, "b": b}[path.name])
+    )
+    by_path = compare(tmp_path / "a", tmp_path / "b", **QUICK)
+    assert by_path.to_dict() == compare(a, b, **QUICK).to_dict()
+
+
+def test_failed_checks_are_named():
+    tied = [[0.0, 0.0], *([[0.0, -1.0]] * 20)]
+    greedy = _lines(
+        21, item2={"ll": [-2.0, -1.0], "is_greedy": [True, False]}, item4={"ll": [-1.0, 0.5]}
+    )
+    run = MemoryRun(tied, [0] * 21, lines=greedy)
+    failed = {c.check: c for c in compare(run, run, **QUICK).checks if not c.passed}
+    assert set(failed) == {"exact ties", "log-probabilities", "greedy consistency"}
+    assert failed["exact ties"].first == "0" and failed["exact ties"].count == 1
+    assert failed["log-probabilities"].first == "4"
+    assert failed["greedy consistency"].first == "2"
+
+
+def test_constant_confidence_and_lost_items_fail_their_checks():
+    flat = MemoryRun(np.zeros((10, 3)), [0] * 10)
+    failed = {c.check for c in compare(flat, flat, **QUICK).checks if not c.passed}
+    assert failed == {"constant confidence", "exact ties"}
+    lines = _lines(4, item1={"ll": None, "reason": None}, item2={"ll": None, "reason": "too long"})
+    run = MemoryRun([[0.0, -1.0], [0.0, -2.0]], [0, 1], ids=["0", "3"], lines=lines)
+    failed = [c for c in compare(run, run, **QUICK).checks if not c.passed]
+    assert [(c.check, c.count, c.first) for c in failed] == [("item accounting", 1, "1")] * 2
+
+
+def test_accuracy_at_chance_is_a_warning():
+    z = np.random.default_rng(5).normal(size=(60, 2))
+    gold = np.random.default_rng(6).integers(0, 2, 60)
+    result = compare(MemoryRun(z, gold), MemoryRun(z, gold), **QUICK)
+    assert sum("cannot be told from chance" in text for text in result.warnings) == 2
+    sure = compare(*v1_runs(), **QUICK)
+    assert not any("chance" in text for text in sure.warnings)

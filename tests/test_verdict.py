@@ -1,0 +1,299 @@
+"""Ship, hold, inconclusive: the rule, its bounds, sentences, the policy file, its error rate."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from calibit import measures as m
+from calibit.comparison import compare
+from calibit.comparison.evidence import mean_evidence
+from calibit.measures.intervals import tango_bounds, two_sided_z
+from calibit.measures.power import n_needed
+from calibit.measures.resampling import resampled_sums
+from calibit.measures.slices import slices_by_key
+from calibit.verdict import EXIT_CODES, FAIL, METRICS, OPEN, PASS, Policy, judge
+from calibit.verdict.gates import gate_of, slice_gate_of
+from comparison_runs import MemoryRun, simulated, v1_runs
+
+QUICK = {"resamples": 999}
+DEFAULT = {
+    "acc": 0.03,
+    "conf_true": 0.02,
+    "nll": 0.03,
+    "worst_slice.acc": 0.06,
+    "worst_slice.conf_true": 0.04,
+    "worst_slice.nll": 0.06,
+}
+
+
+@pytest.fixture(scope="module")
+def v1():
+    return compare(*v1_runs(), **QUICK)
+
+
+@pytest.fixture(scope="module")
+def harmless():
+    """3,000 items, five slices, almost no change."""
+    return compare(*simulated(3000, noise=0.02, parts=5), **QUICK)
+
+
+@pytest.fixture(scope="module")
+def harmful():
+    """1,000 items, the right choice pushed down."""
+    return compare(*simulated(1000, noise=0.3, shift=1.0, parts=5), **QUICK)
+
+
+def test_default_policy_and_exit_codes():
+    assert dict(Policy().margins) == DEFAULT
+    assert EXIT_CODES == {"ship": 0, "hold": 1, "inconclusive": 2}
+
+
+def test_harmless_candidate_ships(harmless):
+    verdict = harmless.verdict()
+    assert verdict.verdict == "ship" and verdict.exit_code == 0
+    assert {gate.metric: gate.margin for gate in verdict.gates} == DEFAULT
+    for gate in verdict.gates:
+        assert gate.state == PASS and gate.upper < gate.margin and gate.n_needed is None
+        assert gate.lower <= gate.damage <= gate.upper
+    assert all(" holds: " in reason for reason in verdict.reasons)
+
+
+def test_harmful_candidate_is_held(harmful):
+    verdict = harmful.verdict()
+    assert verdict.verdict == "hold" and verdict.exit_code == 1
+    failed = [gate for gate in verdict.gates if gate.state == FAIL]
+    assert {"acc", "conf_true", "nll"} <= {gate.metric for gate in failed}
+    assert all(gate.lower > gate.margin for gate in failed)
+    assert "is damaged: loss" in verdict.reasons[0]
+
+
+def test_too_few_items_are_inconclusive_and_say_how_many_it_takes(v1):
+    verdict = v1.verdict(Policy({"acc": 0.03, "conf_true": 0.02, "nll": 0.03}))
+    assert verdict.verdict == "inconclusive" and verdict.exit_code == 2
+    gate = verdict.gates[0]
+    assert (gate.state, gate.n, gate.method) == (OPEN, 500, "tango")
+    assert (gate.damage, gate.lower, gate.upper) == pytest.approx(
+        (0.008, -0.0186627052, 0.0351227475), abs=1e-10
+    )
+    assert gate.n_needed == n_needed(math.sqrt(44 / 500), 0.03, 0.008) == 1428
+    assert verdict.reasons[0] == (
+        "Accuracy is not settled: loss 0.80 points (95% interval -1.87 to 3.51) against the margin "
+        "of 3 points; about 1,428 items are needed, 500 were used."
+    )
+    true = verdict.gates[1]
+    d = v1.points["conf_true_a"] - v1.points["conf_true_b"]
+    assert true.n_needed == n_needed(float(np.std(d, ddof=1)), 0.02, float(d.mean()))
+    assert "nats" in verdict.reasons[2] and verdict.gates[2].unit == "nats"
+
+
+def test_damage_beyond_the_margin_cannot_be_settled_by_more_items(v1):
+    gate = v1.verdict(Policy({"conf_true": 0.016})).gates[0]
+    assert gate.state == OPEN and gate.n_needed is None and gate.damage > gate.margin
+    reason = v1.verdict(Policy({"conf_true": 0.016})).reasons[0]
+    assert "more items are unlikely to clear it" in reason
+
+
+def test_a_run_against_itself_ships():
+    a, _ = simulated(600, parts=4)
+    assert compare(a, a, **QUICK).verdict().verdict == "ship"
+
+
+def test_no_flips_on_few_items_are_no_proof():
+    a, _ = simulated(50)
+    verdict = compare(a, a, **QUICK).verdict(Policy({"acc": 0.03}))
+    gate = verdict.gates[0]
+    assert (verdict.verdict, gate.damage, gate.state) == ("inconclusive", 0.0, OPEN)
+    z2 = 1.959963984540054**2
+    assert gate.n_needed == math.ceil(z2 * 0.97 / 0.03)
+    # With that many items the bound falls below the margin; with one fewer it does not.
+    assert m.tango(0, 0, gate.n_needed).upper < 0.03 <= m.tango(0, 0, gate.n_needed - 1).upper
+
+
+def test_ship_needs_every_gate(harmless):
+    assert harmless.verdict(Policy({**DEFAULT, "brier": 1e-6})).verdict == "inconclusive"
+
+
+def test_hold_is_corrected_for_the_number_of_gates():
+    # Lower bound between the two levels: enough alone, not enough among six.
+    rng = np.random.default_rng(0)
+    d = rng.normal(0.0, 1.0, 400)
+    d += 0.2 - d.mean()
+    draw = m.Resampling()
+    evidence = mean_evidence("conf_true", d, resampled_sums(d[:, None], draw)[:, 0] / 400)
+    margin = 0.2 - 2.2 * float(np.std(d, ddof=1)) / 20
+    assert gate_of(evidence, margin, level=0.95, gates=1).state == FAIL
+    assert gate_of(evidence, margin, level=0.95, gates=6).state == OPEN
+
+
+def test_the_worst_slice_decides():
+    rng = np.random.default_rng(0)
+    d = rng.normal(0.0, 0.05, 1000)
+    d[:100] += 0.08
+    family = slices_by_key([{"part": "bad" if i < 100 else str(i % 3)} for i in range(1000)])
+    search = m.worst_slice(d, family, metric="conf_true", resampling=m.Resampling(resamples=999))
+    failed = slice_gate_of(search, 0.04, level=0.95, gates=6)
+    assert (failed.state, failed.slice, failed.n) == (FAIL, "part=bad", 100)
+    assert failed.metric == "worst_slice.conf_true" and failed.lower > 0.04
+    passed = slice_gate_of(search, 0.2, level=0.95, gates=6)
+    assert (passed.state, passed.slice) == (PASS, "part=bad")
+    near = slice_gate_of(search, 0.085, level=0.95, gates=6)
+    assert (near.state, near.slice) == (OPEN, "part=bad") and near.n_needed > 100
+
+
+def test_an_open_slice_gate_names_the_slice_that_needs_most():
+    a, b = simulated(900, noise=0.3, parts=3)
+    gate = compare(a, b, **QUICK).verdict(Policy({"worst_slice.acc": 0.02})).gates[0]
+    assert gate.state == OPEN and gate.slice.startswith("part=") and gate.n == 300
+    assert gate.n_needed is None or gate.n_needed > 300
+
+
+def test_without_slices_the_whole_is_judged_alone():
+    verdict = compare(*simulated(3000, noise=0.02), **QUICK).verdict()
+    assert verdict.verdict == "ship"
+    assert [gate.metric for gate in verdict.gates] == ["acc", "conf_true", "nll"]
+    assert verdict.reasons[-1].startswith("Slices were not judged")
+
+
+def test_without_labels_nothing_ships():
+    z = np.random.default_rng(0).normal(size=(50, 3))
+    verdict = compare(MemoryRun(z), MemoryRun(z), **QUICK).verdict()
+    assert verdict.verdict == "inconclusive" and verdict.gates == ()
+    assert verdict.reasons == (
+        "Not judged: accuracy, confidence in the right answer, NLL of the right answer "
+        "(no item is labelled).",
+    )
+    only_slices = compare(*simulated(20), **QUICK).verdict(Policy({"worst_slice.acc": 0.1}))
+    assert only_slices.verdict == "inconclusive" and "Nothing was judged" in only_slices.reasons[0]
+
+
+def test_text_can_be_gated():
+    rng = np.random.default_rng(0)
+    nll = rng.gamma(2.0, 1.5, 3200)
+    worse = nll + 0.01 + rng.normal(0, 0.02, 100)[np.arange(3200) // 32]
+    result = compare(MemoryRun([], text=nll), MemoryRun([], text=worse), **QUICK)
+    verdict = result.verdict(Policy({"text_nll": 0.03}))
+    assert verdict.verdict == "ship" and verdict.gates[0].units == "windows"
+    assert result.verdict(Policy({"text_nll": 0.001})).verdict == "hold"
+    assert result.verdict(Policy({"text_nll": 0.03, "acc": 0.03})).verdict == "inconclusive"
+
+
+def test_a_failed_self_audit_forces_inconclusive():
+    a, b = simulated(300, shift=3.0)
+    lines = [{"kind": "choice", "id": str(i), "task": "t", "ll": [1.0]} for i in range(300)]
+    scores = a.scores()
+    broken = MemoryRun(scores.z, scores.gold, lines=lines)
+    verdict = compare(broken, b, **QUICK).verdict()
+    assert compare(a, b, **QUICK).verdict().verdict == "hold"
+    assert verdict.verdict == "inconclusive"
+    assert verdict.reasons[0].startswith("The self-audit failed: log-probabilities (a: 300 items")
+
+
+def test_the_dictionary_is_json(v1):
+    content = json.loads(json.dumps(v1.verdict().to_dict(), allow_nan=False))
+    assert content["verdict"] == "inconclusive" and content["exit_code"] == 2
+    assert content["policy"] == {"name": "default", "margins": DEFAULT}
+    assert {"metric", "margin", "damage", "lower", "upper", "state", "n", "n_needed"} <= set(
+        content["gates"][0]
+    )
+
+
+def test_policy_from_yaml(tmp_path):
+    path = tmp_path / "strict.yaml"
+    path.write_text("name: strict\nmargins:\n  acc: 0.01\n  worst_slice.nll: 0.1\n")
+    policy = Policy.from_yaml(path)
+    assert policy.name == "strict" and policy.margins == {"acc": 0.01, "worst_slice.nll": 0.1}
+    path.write_text("margins: {acc: 1}")
+    assert Policy.from_yaml(path) == Policy({"acc": 1.0}, "strict")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "margins: {ece: 0.01}",
+            r"strict.yaml, margins.ece: ece cannot be gated: its interval miss",
+        ),
+        ("margins: {ece_mass: 0.01}", r"margins.ece_mass: ece_mass cannot be gated"),
+        ("margins: {flips: 0.01}", r"margins.flips: flips cannot be gated: it is judged as excess"),
+        ("margins: {speed: 0.01}", r"margins.speed: expected a metric of acc, conf_true, nll"),
+        ("margins: {acc: -1}", r"strict.yaml, margins.acc: expected a margin above 0, got -1"),
+        ("margins: {acc: .nan}", r"margins.acc: expected a margin above 0, got nan"),
+        ("margins: {acc: much}", r"margins.acc: expected a number above 0, got 'much'"),
+        ("margins: {acc: true}", r"margins.acc: expected a number above 0, got True"),
+        ("margins: {}", r"expected at least one margin"),
+        ("margin: {acc: 1}", r"expected a mapping 'margins' in .*strict.yaml"),
+        ("margins: {acc: 1}\nlevels: 3", r"the keys margins and name in .*strict.yaml, got levels"),
+        ("- acc", r"expected a mapping 'margins' in .*strict.yaml, got \['acc'\]"),
+        ("margins: {acc: [", r"expected YAML in .*strict.yaml"),
+    ],
+)
+def test_a_wrong_policy_names_file_and_key(tmp_path, text, message):
+    path = tmp_path / "strict.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Policy.from_yaml(path)
+
+
+def test_a_missing_policy_file_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Policy.from_yaml(tmp_path / "none.yaml")
+
+
+def test_a_policy_in_code_is_checked_too():
+    with pytest.raises(ValueError, match=r"\[policy\] ece cannot be gated"):
+        Policy({"ece": 0.01})
+    assert "worst_slice.acc" in METRICS and "ece" not in METRICS
+
+
+def test_judge_is_the_method(v1):
+    assert judge(v1) == v1.verdict()
+
+
+def _ship_rate(*, n: int, rate: float, margin: float, flip_rate: float, runs: int = 2000) -> float:
+    """Share of simulated comparisons whose accuracy gate passes at a true damage of `rate`."""
+    rng = np.random.default_rng(0)
+    lost, won = (flip_rate + rate) / 2, (flip_rate - rate) / 2
+    counts = rng.multinomial(n, [lost, won, 1 - flip_rate], size=runs)
+    # Damage counts lost items as positive: Tango's difference with its counts exchanged.
+    _, upper = tango_bounds(counts[:, 1], counts[:, 0], np.full(runs, n), two_sided_z(0.95))
+    return float(np.mean(upper < margin))
+
+
+@pytest.mark.parametrize(("n", "flip_rate"), [(100, 0.08), (500, 0.06), (500, 0.15)])
+def test_damage_at_the_margin_rarely_ships_by_accuracy(n, flip_rate):
+    share = _ship_rate(n=n, rate=0.03, margin=0.03, flip_rate=flip_rate)
+    assert share <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 2000)
+
+
+def test_damage_of_a_mean_at_the_margin_rarely_ships():
+    # Skewed per-item damage with a mean of exactly the margin.
+    rng, passed, runs = np.random.default_rng(1), 0, 400
+    for index in range(runs):
+        d = rng.gamma(0.5, 0.04, 300)
+        draw = m.Resampling(resamples=999, seed=index)
+        evidence = mean_evidence("conf_true", d, resampled_sums(d[:, None], draw)[:, 0] / 300)
+        passed += gate_of(evidence, 0.02, level=0.95, gates=1).state == PASS
+    # Nominal 2.5 %, three standard errors of the simulation on top.
+    assert passed / runs <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / runs)
+
+
+def test_a_worst_slice_at_the_margin_rarely_ships():
+    rng, runs = np.random.default_rng(2), 200
+    family = slices_by_key([{"part": str(i % 6)} for i in range(360)])
+    passed = 0
+    for index in range(runs):
+        d = rng.normal(0.0, 0.1, 360)
+        d[0::6] += 0.05
+        draw = m.Resampling(resamples=299, seed=index)
+        search = m.worst_slice(d, family, metric="conf_true", resampling=draw)
+        passed += slice_gate_of(search, 0.05, level=0.95, gates=1).state == PASS
+    assert passed / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+
+
+def test_harmless_candidates_ship_given_items_enough():
+    share = _ship_rate(n=2000, rate=0.0, margin=0.03, flip_rate=0.06, runs=300)
+    assert share > 0.95
