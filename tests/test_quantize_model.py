@@ -80,7 +80,8 @@ def test_tied_head_is_kept_and_stays_tied() -> None:
     model = tiny_models.build("llama")
     report = quantize_model(model, "nf4")
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert [(kept.name, kept.reason) for kept in report.kept] == [("lm_head", "output head")]
+    assert [kept.name for kept in report.kept] == ["lm_head"]
+    assert report.kept[0].reason.startswith("output head")
 
 
 def test_head_option_unties_the_head_and_leaves_the_embedding_alone() -> None:

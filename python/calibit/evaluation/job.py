@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibit.evaluation.encoding import EncodedChoices, Encoder, context_length, encode_items
-from calibit.evaluation.identity import tokenizer_hash, weight_hash
+from calibit.evaluation.identity import tokenizer_hash
 from calibit.evaluation.records import describe_tasks, describe_texts
 from calibit.evaluation.text import Text, Windows, make_windows, plan_windows
+from calibit.fingerprint import weight_hash
 from calibit.footprint import kernels_of
 from calibit.runs import SCHEMA
 

@@ -16,6 +16,8 @@ from calibit.schemes import Scheme
 from calibit.solver import Factored
 from calibit.weight import QuantizedWeight
 
+_ROWS = 512
+
 
 @dataclass(frozen=True)
 class Curvature:
@@ -90,16 +92,18 @@ def nearest_of(scheme: Scheme) -> Scheme:
     return replace(scheme, solver="nearest", options=scheme.options - {"actorder"})
 
 
-def output_loss(dense: torch.Tensor, quantized: QuantizedWeight, hessian: Hessian) -> float:
-    """tr((W - Q) H (W - Q)^T) per token: a layer's mean squared output error, summed over outputs.
+def output_loss(difference: torch.Tensor, hessian: Hessian) -> float:
+    """tr(D H D^T) per token: a layer's mean squared output error, summed over its outputs.
 
     Args:
-        dense: W, `[N, K]`.
-        quantized: Q.
+        difference: D = W - Q, `[N, K]`.
         hessian: the sum of x x^T, `[K, K]`.
     """
-    difference = (dense.float() - quantized.dequantize(torch.float32)).double()
-    return float(((difference @ hessian.total) * difference).sum()) / hessian.rows
+    total = 0.0
+    for rows in difference.split(_ROWS):  # float64 copies of a few rows at a time
+        wide = rows.to(torch.float64)
+        total += float(((wide @ hessian.total) * wide).sum())
+    return total / hessian.rows
 
 
 def _choose(dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None) -> _Choice:
@@ -112,8 +116,8 @@ def _choose(dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None) ->
             nearest, "nearest", notes=("no calibration token reached it: nearest rounding",)
         )
     solved = weight.quantize(dense, scheme, hessian=curvature.factored)
-    loss = output_loss(dense, solved, curvature.hessian)
-    loss_nearest = output_loss(dense, nearest, curvature.hessian)
+    loss = output_loss(_difference(dense, solved), curvature.hessian)
+    loss_nearest = output_loss(_difference(dense, nearest), curvature.hessian)
     info = curvature.factored.info
     notes: tuple[str, ...] = (info.note,) if info.note else ()
     if loss > loss_nearest:
@@ -123,9 +127,13 @@ def _choose(dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None) ->
     return _Choice(solved, "gptq", loss, loss_nearest, info.damping, notes)
 
 
+def _difference(dense: torch.Tensor, quantized: QuantizedWeight) -> torch.Tensor:
+    """Q - W in float32, the only copy of that size."""
+    return quantized.dequantize(torch.float32).sub_(dense)
+
+
 def _relative_error(dense: torch.Tensor, quantized: QuantizedWeight) -> float:
     """Norm of the difference over norm of the weight."""
-    wide = dense.float()
-    norm = float(torch.linalg.vector_norm(wide))
-    difference = float(torch.linalg.vector_norm(wide - quantized.dequantize(torch.float32)))
+    norm = float(torch.linalg.vector_norm(dense, dtype=torch.float32))
+    difference = float(torch.linalg.vector_norm(_difference(dense, quantized)))
     return difference / norm if norm > 0 else difference

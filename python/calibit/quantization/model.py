@@ -20,7 +20,7 @@ from calibit import schemes, structure, weight
 from calibit.io import native
 from calibit.modules import QuantizedLinear
 from calibit.quantization import calibration_text, gptq, plans
-from calibit.quantization.fingerprint import weight_hash
+from calibit.fingerprint import weight_hash
 from calibit.quantization.layerwise import nearest_of, quantize_layer_
 from calibit.quantization.report import KeptWeight, ModuleReport, Report
 from calibit.schemes import Scheme
@@ -125,7 +125,7 @@ def survey(model: nn.Module, plan: plans.Plan, *, skip: Sequence[str] = ()) -> S
         if any(plans.matches(pattern, name) for pattern in skip):
             reason = "skipped"
         elif scheme is None:
-            reason = "output head" if name == head else "kept by the plan"
+            reason = "output head, kept unless asked for" if name == head else "kept by the plan"
         elif name in tied and name != head:
             reason = "shares its weight with an embedding"
         if reason or scheme is None:

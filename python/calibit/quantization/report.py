@@ -90,7 +90,7 @@ class Report:
         kept: large weights that stayed in floating point, with the reason.
         parameters: number of weights of the whole float model, tied ones once.
         nbytes_model: bytes of the whole model afterwards.
-        source_hash: SHA-256 of the float model's tensors (`fingerprint.weight_hash`).
+        source_hash: SHA-256 of the float model's tensors (`calibit.fingerprint`).
         seconds: wall time of the whole call.
         calibration: what the Hessians were summed over, or None.
         notes: sentences about the whole model.
