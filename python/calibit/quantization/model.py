@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from calibit import schemes, structure, weight
+from calibit.fingerprint import weight_hash
 from calibit.io import native
 from calibit.modules import QuantizedLinear
 from calibit.quantization import calibration_text, gptq, plans
-from calibit.fingerprint import weight_hash
 from calibit.quantization.layerwise import nearest_of, quantize_layer_
 from calibit.quantization.report import KeptWeight, ModuleReport, Report
 from calibit.schemes import Scheme
