@@ -19,16 +19,19 @@ class Row:
     where: str
 
     def wrong(self, expected: str, got: object, remedy: str) -> ValueError:
-        """Build the error for this row; the caller raises it."""
-        shown = got if isinstance(got, str) and got.startswith("no ") else _shorten(repr(got))
-        return ValueError(f"[tasks] {self.where}: expected {expected}, got {shown}; {remedy}")
+        """Build the error for a value of this row; the caller raises it."""
+        return self._error(expected, _shorten(repr(got)), remedy)
+
+    def _error(self, expected: str, got: str, remedy: str) -> ValueError:
+        return ValueError(f"[tasks] {self.where}: expected {expected}, got {got}; {remedy}")
 
     def text(self, name: str) -> str:
         """Return the string field `name`."""
         value = self.fields.get(name)
         if not isinstance(value, str):
-            got = value if name in self.fields else f"no field {name!r} among {sorted(self.fields)}"
-            raise self.wrong(f"{name!r} to be a string", got, f"add a field {name!r} to the row")
+            missing = f"no field {name!r} among {', '.join(sorted(self.fields)) or 'none'}"
+            got = _shorten(repr(value)) if name in self.fields else missing
+            raise self._error(f"{name!r} to be a string", got, f"write a text under {name!r}")
         return value
 
     def choices(self, name: str) -> tuple[str, ...]:
