@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -89,31 +90,20 @@ def record(
     if found is None:
         raise NotReplayable("the model has no list of blocks of one type")
     name, blocks = found
-    truth = _true_calls(blocks, lambda: forward(samples[0]))
-    pool: list[torch.Tensor] = []
-    hidden: list[torch.Tensor] = []
-    calls: list[list[Call]] = [[] for _ in blocks]
-    originals = list(blocks)
+    truth = _true_calls(blocks, partial(forward, samples[0]))
     tuples = [isinstance(seen.output, tuple) for seen in truth]
+    replay = Replay(name, blocks, [], [[] for _ in blocks])
+    pool: list[torch.Tensor] = []
     for index, sample in enumerate(samples):
-        noted: list[tuple[torch.Tensor, Call]] = []
-        try:
-            for place, block in enumerate(originals):
-                blocks[place] = _Recorder(block, noted, tuples[place], place == len(originals) - 1)
-            forward(sample)
-        except StopForward:
-            pass
-        finally:
-            for place, block in enumerate(originals):
-                blocks[place] = block
+        noted = _noted_calls(blocks, partial(forward, sample), tuples)
         if index == 0:
-            _check(truth, noted, originals[0])
-        if len(noted) != len(originals):
+            _check(truth, noted, blocks[0])
+        if len(noted) != len(blocks):
             raise NotReplayable("the blocks are not called once each in every pass")
-        hidden.append(noted[0][0])
-        for place, (_, call) in enumerate(noted):
-            calls[place].append(_interned(call, pool))
-    return Replay(name, blocks, hidden, calls)
+        replay.hidden.append(noted[0][0])
+        for calls, (_, call) in zip(replay.calls, noted, strict=True):
+            calls.append(_interned(call, pool))
+    return replay
 
 
 def hidden_of(output: Any) -> torch.Tensor:
@@ -179,6 +169,26 @@ def _true_calls(blocks: nn.ModuleList, forward: Callable[[], object]) -> list[_S
         if not torch.equal(hidden_of(before.output), after.hidden):
             raise NotReplayable("something happens to the hidden states between two blocks")
     return seen
+
+
+def _noted_calls(
+    blocks: nn.ModuleList, forward: Callable[[], object], tuples: Sequence[bool]
+) -> list[tuple[torch.Tensor, Call]]:
+    """The arguments of all blocks in a pass with recorders in their place."""
+    noted: list[tuple[torch.Tensor, Call]] = []
+    originals = list(blocks)
+    try:
+        for place, block in enumerate(originals):
+            last = place == len(originals) - 1
+            blocks[place] = _Recorder(block, noted, tuples[place], last)
+        with torch.no_grad():
+            forward()
+    except StopForward:
+        pass
+    finally:
+        for place, block in enumerate(originals):
+            blocks[place] = block
+    return noted
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, Call]:
