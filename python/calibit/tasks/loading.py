@@ -43,6 +43,9 @@ def read(spec: str, *, form: str = "main", repair: bool = True) -> Loaded:
             "FILE.jsonl" (contexts as they stand); "NAME" (rows from the Hugging Face hub). A
             name may be followed by ":VALUE,..." to keep the items that have one of these slice
             values, e.g. "probe:en" or "mmlu:anatomy,astronomy=mmlu.jsonl".
+            A row is a JSON object with `context`, `choices` (texts without delimiter) and, if
+            known, `label` (index of the right choice), `id`, `task`; its other string fields
+            become slices. Rows with the columns of the published data set are read too.
         form: "main", or "alt" for the task's second wording (same ids, choices in that
             wording, same gold).
         repair: correct known faults of published data (XCOPA's `question`); False reproduces
