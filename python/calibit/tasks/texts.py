@@ -15,7 +15,7 @@ class Text:
     """A text and the name under which a perplexity on it is reported.
 
     Attributes:
-        name: file name, or "pydoc-<Python version>".
+        name: file name, or "pydoc-full-<Python version>".
         text: the text itself, unchanged.
         sha256: hex digest of its UTF-8 bytes.
     """
@@ -31,7 +31,9 @@ def load_text(spec: str) -> Text:
     Args:
         spec: a path to a UTF-8 file, or "pydoc" for the concatenated help topics of the running
             Python (`pydoc_data.topics`, values in sorted key order). These differ between Python
-            versions, so the version is part of the name: only compare equal names.
+            versions, so the version is part of the name: only compare equal names. All topics:
+            the built-in calibration text is a part of it, so do not judge a model on it that was
+            calibrated there.
 
     Returns:
         The text; line ends as in the file, a byte order mark dropped.
@@ -41,7 +43,7 @@ def load_text(spec: str) -> Text:
         RuntimeError: this Python was installed without `pydoc_data`.
     """
     if spec == PYDOC:
-        return _text(f"{PYDOC}-{platform.python_version()}", _pydoc_topics())
+        return _text(f"{PYDOC}-full-{platform.python_version()}", _pydoc_topics())
     path = Path(spec)
     if not path.is_file():
         raise ValueError(f"[text] expected a text file or {PYDOC!r}, got {spec!r}: no such file")
