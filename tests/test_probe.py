@@ -279,7 +279,7 @@ def test_rendered_bytes_are_pinned(items: list[Item]) -> None:
 
 
 def test_rendering_is_fast() -> None:
-    """About 50 ms from cold tables; the bound leaves room for a busy machine."""
+    """Meant to stay below 100 ms from cold tables; the bound leaves room for a busy machine."""
     spent = []
     for _ in range(3):
         for cached in (probe._read, probe._facts, probe._answers, probe._render):
