@@ -9,7 +9,7 @@ of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from calibit import solver, structure
 from calibit.quantization.calibration_text import Calibration
 from calibit.quantization.hessian import Hessian, HessianCapture, same_memory, watch_input
 from calibit.quantization.layerwise import Curvature, quantize_layer_
+from calibit.quantization.memory import Memory, Remembering, StandIn
 from calibit.quantization.replay import Call, NotReplayable, Replay, record
 from calibit.quantization.report import ModuleReport
 from calibit.schemes import Scheme
@@ -29,6 +30,9 @@ Job = tuple[structure.LinearLayer, Scheme]
 
 _HESSIAN_BYTES = 2 * 1024**3
 """Memory for Hessians collected at the same time in whole-model passes."""
+
+_MEMORY_BYTES = 2 * 1024**3
+"""Memory for the outputs of finished layers of a block; what does not fit is computed again."""
 
 
 def solve_model_(
@@ -78,17 +82,55 @@ def _solve_blocks_(
     model: nn.Module, jobs: dict[str, Job], replay: Replay
 ) -> Iterator[ModuleReport]:
     """Solve the layers of one block after the other."""
-    hidden = replay.hidden
+    hidden: Sequence[torch.Tensor] = replay.hidden
     for index, block in enumerate(replay.blocks):
-        calls = replay.calls[index]
         prefix = f"{replay.name}.{index}."
         inside = {name: job for name, job in jobs.items() if name.startswith(prefix)}
-        for names in _subsets(model, list(inside), partial(calls[0].run, block, hidden[0])):
-            with HessianCapture({n: model.get_submodule(n) for n in names}, stop=True) as capture:
-                for call, states in zip(calls, hidden, strict=True):
-                    capture.run(partial(call.run, block, states))
-            yield from _solve_(model, {name: inside[name] for name in names}, capture.hessians())
-        hidden = _advance(block, calls, hidden)
+        hidden = yield from _solve_block_(model, inside, block, replay.calls[index], hidden)
+
+
+def _solve_block_(
+    model: nn.Module,
+    jobs: dict[str, Job],
+    block: nn.Module,
+    calls: Sequence[Call],
+    hidden: Sequence[torch.Tensor],
+) -> Generator[ModuleReport, None, Sequence[torch.Tensor]]:
+    """Solve the layers of one block, in the order they run; returns the block's outputs."""
+    subsets, rest = _subsets(model, list(jobs), partial(calls[0].run, block, hidden[0]))
+    # A layer that the first sample does not reach may come before others in another sample.
+    memory = Memory(0 if rest else _MEMORY_BYTES)
+    inputs = zip(calls, hidden, strict=True)
+    passes = [partial(_pass, memory, sample, *each, block) for sample, each in enumerate(inputs)]
+    finished: list[structure.LinearLayer] = []
+    try:
+        for names in [*subsets, *([name] for name in rest)]:
+            # Layers of a subset read one tensor, so the first of them speaks for all.
+            with HessianCapture({names[0]: model.get_submodule(names[0])}, stop=True) as capture:
+                for run in passes:
+                    capture.run(run)
+            hessians = dict.fromkeys(names, capture.hessians()[names[0]])
+            yield from _solve_(model, {name: jobs[name] for name in names}, hessians)
+            for name in names:
+                layer = jobs[name][0]
+                stand_in = Remembering(name, model.get_submodule(name), memory)
+                structure.replace_(model, layer.names, stand_in)
+                finished.append(layer)
+        with torch.no_grad():
+            return [run() for run in passes]
+    finally:
+        for layer in finished:
+            module = model.get_submodule(layer.name)
+            if isinstance(module, StandIn):
+                structure.replace_(model, layer.names, module.stands_for)
+
+
+def _pass(
+    memory: Memory, sample: int, call: Call, hidden: torch.Tensor, block: nn.Module
+) -> torch.Tensor:
+    """One pass of a block over one sample."""
+    memory.begin(sample)
+    return call.run(block, hidden)
 
 
 def _solve_whole_(
@@ -120,8 +162,10 @@ def _solve_(
         yield quantize_layer_(model, layer, scheme, curvature)
 
 
-def _subsets(model: nn.Module, names: list[str], forward: Callable[[], object]) -> list[list[str]]:
-    """Layers grouped by the tensor they read, in the order they run; unreached ones come last."""
+def _subsets(
+    model: nn.Module, names: list[str], forward: Callable[[], object]
+) -> tuple[list[list[str]], list[str]]:
+    """Layers grouped by the tensor they read, in the order they run; and those not reached."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     alive: list[torch.Tensor] = []
 
@@ -138,16 +182,7 @@ def _subsets(model: nn.Module, names: list[str], forward: Callable[[], object]) 
         for handle in handles:
             handle.remove()
     reached = {name for group in groups.values() for name in group}
-    rest = [name for name in names if name not in reached]
-    return [*groups.values(), *([rest] if rest else [])]
-
-
-def _advance(
-    block: nn.Module, calls: Sequence[Call], hidden: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The block's outputs: the next block's inputs."""
-    with torch.no_grad():
-        return [call.run(block, states) for call, states in zip(calls, hidden, strict=True)]
+    return list(groups.values()), [name for name in names if name not in reached]
 
 
 def _batches(jobs: dict[str, Job]) -> Iterator[list[str]]:

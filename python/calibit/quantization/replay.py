@@ -22,6 +22,7 @@ from torch import nn
 
 from calibit import structure
 from calibit.quantization.hessian import StopForward
+from calibit.quantization.memory import StandIn
 
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
@@ -124,22 +125,16 @@ class _Seen:
     output: Any
 
 
-class _Recorder(nn.Module):
+class _Recorder(StandIn):
     """Stands in for a block: notes its arguments and returns the hidden states unchanged."""
 
     def __init__(
         self, block: nn.Module, noted: list[tuple[torch.Tensor, Call]], as_tuple: bool, last: bool
     ) -> None:
-        super().__init__()
-        # Not as a submodule: the recorder must not show up in the model's own walks.
-        object.__setattr__(self, "_block", block)
-        object.__setattr__(self, "_noted", noted)
+        super().__init__(block)
+        self._noted = noted
         self._as_tuple = as_tuple
         self._last = last
-
-    def __getattr__(self, name: str) -> Any:
-        # Models ask their blocks for facts, such as `layer.attention_type`.
-        return getattr(object.__getattribute__(self, "_block"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden, call = _split(args, kwargs)
