@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from calibit import solver, structure
 from calibit.modules import QuantizedLinear
 from calibit.quantization import calibration_text, quantize_model
 from calibit.quantization.hessian import HessianCapture
+from calibit.quantization.memory import Memory
 from calibit.weight import quantize
 
 SCHEME = "gptq-int4-g32"
@@ -204,6 +206,8 @@ def run_order(model: nn.Module, names: list[str], ids: torch.Tensor) -> list[lis
     groups: list[tuple[torch.Tensor, list[str]]] = []
 
     def see(name: str, x: torch.Tensor) -> None:
+        if any(name in group for _, group in groups):
+            return
         for known, group in groups:
             if known.data_ptr() == x.data_ptr() and known.numel() == x.numel():
                 group.append(name)
@@ -301,6 +305,73 @@ def test_sequences_of_different_lengths_calibrate_too() -> None:
     report = quantize_model(model, SCHEME, calibration=rows)
     assert report.notes == ()
     assert report.calibration is not None and report.calibration["tokens"] == 55
+
+
+class Odd(nn.Module):
+    """A block that runs one layer twice and changes an output in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(16, 16)
+        self.middle = nn.Linear(16, 16)
+        self.last = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.twice(x)
+        a.mul_(3)
+        b = self.middle(torch.tanh(a))
+        return x + self.last(torch.tanh(self.twice(b) + a))
+
+
+class OddModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tiny_models.VOCABULARY, 16)
+        self.blocks = nn.ModuleList([Odd(), Odd()])
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return SimpleNamespace(logits=x)
+
+
+def test_layer_that_runs_twice_and_output_changed_in_place_are_calibrated_right() -> None:
+    ids = tiny_models.tokens(4, 40)
+    model = OddModel()
+    expected = reference_codes(copy.deepcopy(model), ids, SCHEME)
+    report = quantize_model(model, SCHEME, calibration=ids)
+    assert report.notes == ()
+    assert [row.solver for row in report.modules] == ["gptq"] * 6
+    found = codes(model)
+    assert all(torch.equal(found[layer], expected[layer]) for layer in expected)
+
+
+def test_memory_computes_an_output_once_a_sample_and_never_returns_a_changed_one() -> None:
+    memory = Memory(limit=3 * 16)
+    computed: list[int] = []
+
+    def compute() -> torch.Tensor:
+        computed.append(1)
+        return torch.ones(4)  # 16 bytes
+
+    memory.begin(0)
+    first = memory.recall("a", compute)
+    memory.recall("a", compute)  # called again in one pass: another input
+    memory.begin(1)
+    memory.recall("a", compute)
+    assert len(computed) == 3
+    memory.begin(0)
+    assert memory.recall("a", compute) is first
+    first.mul_(2)
+    memory.begin(0)
+    assert torch.equal(memory.recall("a", compute), torch.ones(4))
+    memory.begin(2)
+    kept = memory.recall("b", compute)  # the third and last within the limit
+    unkept = memory.recall("c", compute)
+    memory.begin(2)
+    assert memory.recall("b", compute) is kept
+    assert memory.recall("c", compute) is not unkept
 
 
 class Glued(nn.Module):

@@ -10,6 +10,7 @@ of threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -97,19 +98,15 @@ def _solve_block_(
     hidden: Sequence[torch.Tensor],
 ) -> Generator[ModuleReport, None, Sequence[torch.Tensor]]:
     """Solve the layers of one block, in the order they run; returns the block's outputs."""
-    subsets, rest = _subsets(model, list(jobs), partial(calls[0].run, block, hidden[0]))
+    order = _order(model, list(jobs), partial(calls[0].run, block, hidden[0]))
     # A layer that the first sample does not reach may come before others in another sample.
-    memory = Memory(0 if rest else _MEMORY_BYTES)
+    memory = Memory(0 if order.unreached else _MEMORY_BYTES)
     inputs = zip(calls, hidden, strict=True)
     passes = [partial(_pass, memory, sample, *each, block) for sample, each in enumerate(inputs)]
     finished: list[structure.LinearLayer] = []
     try:
-        for names in [*subsets, *([name] for name in rest)]:
-            # Layers of a subset read one tensor, so the first of them speaks for all.
-            with HessianCapture({names[0]: model.get_submodule(names[0])}, stop=True) as capture:
-                for run in passes:
-                    capture.run(run)
-            hessians = dict.fromkeys(names, capture.hessians()[names[0]])
+        for names in order.subsets:
+            hessians = _hessians(model, names, passes, once=order.once(names))
             yield from _solve_(model, {name: jobs[name] for name in names}, hessians)
             for name in names:
                 layer = jobs[name][0]
@@ -123,6 +120,24 @@ def _solve_block_(
             module = model.get_submodule(layer.name)
             if isinstance(module, StandIn):
                 structure.replace_(model, layer.names, module.stands_for)
+
+
+def _hessians(
+    model: nn.Module, names: list[str], passes: Sequence[Callable[[], object]], *, once: bool
+) -> dict[str, Hessian | None]:
+    """Hessians of layers that read one tensor.
+
+    Where each runs once in a pass, the first of them speaks for all and the rest of the pass is
+    left out.
+    """
+    watched = names[:1] if once else names
+    with HessianCapture(
+        {name: model.get_submodule(name) for name in watched}, stop=once
+    ) as capture:
+        for run in passes:
+            capture.run(run)
+    found = capture.hessians()
+    return {name: found[names[0] if once else name] for name in names}
 
 
 def _pass(
@@ -162,16 +177,35 @@ def _solve_(
         yield quantize_layer_(model, layer, scheme, curvature)
 
 
-def _subsets(
-    model: nn.Module, names: list[str], forward: Callable[[], object]
-) -> tuple[list[list[str]], list[str]]:
-    """Layers grouped by the tensor they read, in the order they run; and those not reached."""
+@dataclass(frozen=True)
+class _Order:
+    """How the layers of a block run.
+
+    Attributes:
+        subsets: layers grouped by the tensor they read, in the order they run.
+        unreached: layers that did not run; each is a subset of its own, at the end.
+        repeated: layers that ran more than once.
+    """
+
+    subsets: list[list[str]]
+    unreached: list[str]
+    repeated: frozenset[str]
+
+    def once(self, names: list[str]) -> bool:
+        """Did each of these layers run exactly once?"""
+        return self.repeated.isdisjoint(names) and set(self.unreached).isdisjoint(names)
+
+
+def _order(model: nn.Module, names: list[str], forward: Callable[[], object]) -> _Order:
+    """The order in which one pass runs the layers."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     alive: list[torch.Tensor] = []
+    runs = dict.fromkeys(names, 0)
 
     def note(name: str, x: torch.Tensor) -> None:
-        if not any(name in group for group in groups.values()):
-            alive.append(x)
+        runs[name] += 1
+        if runs[name] == 1:
+            alive.append(x)  # so that no later input can take over its memory
             groups.setdefault(same_memory(x), []).append(name)
 
     handles = [watch_input(model.get_submodule(name), partial(note, name)) for name in names]
@@ -181,8 +215,9 @@ def _subsets(
     finally:
         for handle in handles:
             handle.remove()
-    reached = {name for group in groups.values() for name in group}
-    return list(groups.values()), [name for name in names if name not in reached]
+    unreached = [name for name, count in runs.items() if count == 0]
+    subsets = [*groups.values(), *([name] for name in unreached)]
+    return _Order(subsets, unreached, frozenset(name for name, n in runs.items() if n > 1))
 
 
 def _batches(jobs: dict[str, Job]) -> Iterator[list[str]]:
