@@ -146,15 +146,25 @@ def _stored_meta(folder: Path, job: Mapping[str, Any], *, resume: bool) -> dict[
             f"[evaluate] expected a folder without a run, got {folder}; allow resuming or choose "
             "another folder"
         )
-    wanted = json.loads(json.dumps(job))
-    for key in wanted:
-        if meta.get(key) != wanted[key]:
+    for key, wanted in json.loads(json.dumps(job)).items():
+        if meta.get(key) != wanted:
+            name, stored, own = _first_difference(key, meta.get(key), wanted)
             raise ValueError(
-                f"[evaluate] expected the same job as the run in {folder}, which has {key} "
-                f"{_short(meta.get(key))}, got {_short(wanted[key])}; nothing is overwritten, "
-                "choose another folder"
+                f"[evaluate] expected the same job as the run in {folder}, which has {name} "
+                f"{_short(stored)}, got {_short(own)}; nothing is overwritten, choose another folder"
             )
     return meta
+
+
+def _first_difference(name: str, a: Any, b: Any) -> tuple[str, Any, Any]:
+    """Name and values of the innermost first entry in which two unequal JSON values differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        pairs = [(f"{name}.{key}", a.get(key), b.get(key)) for key in {**a, **b}]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(a, b, strict=True))]
+    else:
+        return name, a, b
+    return next(_first_difference(*pair) for pair in pairs if pair[1] != pair[2])
 
 
 def _short(value: Any) -> str:

@@ -78,8 +78,6 @@ class Job:
         identity = {
             "schema": SCHEMA,
             "scheme": options.scheme,
-            "tasks": describe_tasks(items),
-            "text": describe_texts(windows, shards),
             "bos": options.bos,
             "max_length": length,
             "batch_tokens": options.batch_tokens,
@@ -90,6 +88,8 @@ class Job:
             "device": model.device.type,
             "kernels": kernels_of(model),
             "tokenizer_hash": tokenizer_hash(tokenizer),
+            "tasks": describe_tasks(items),
+            "text": describe_texts(windows, shards),
             "weight_hash": weight_hash(model),
         }
         encoded = encode_items(

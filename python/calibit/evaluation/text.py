@@ -67,31 +67,20 @@ class Text:
         """Read a UTF-8 file.
 
         Args:
-            path: the file; its stem becomes the name.
+            path: the file, or `pydoc`; see `calibit.tasks.load_text`.
             separator: what stands between documents ("\\n" makes every line one); None takes the
                 file as one part.
             protocol, window, max_tokens: as for Text.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is not UTF-8 or holds nothing.
+            ValueError: if there is no such file, it is not UTF-8, or it holds nothing.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"[Text] expected a text file, got {path}, which does not exist"
-            )
-        try:
-            content = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise ValueError(
-                f"[Text] expected UTF-8 in {path}, got byte {byte:#x} at {error.start}"
-            ) from error
-        parts = (
-            (content,) if separator is None else [p for p in content.split(separator) if p.strip()]
-        )
-        return cls(path.stem, tuple(parts), protocol=protocol, window=window, max_tokens=max_tokens)
+        from calibit.tasks import load_text
+
+        source = load_text(str(path))
+        parts = [source.text] if separator is None else source.text.split(separator)
+        kept = tuple(part for part in parts if part.strip())
+        return cls(source.name, kept, protocol=protocol, window=window, max_tokens=max_tokens)
 
     @property
     def documents(self) -> tuple[str, ...]:
