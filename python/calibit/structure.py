@@ -3,7 +3,7 @@
 A *linear layer* is any module that computes x W^T + b with a plain two-dimensional weight:
 `nn.Linear`, its subclasses that keep that function (Falcon's adds the bias apart), and GPT-2's
 `Conv1D`, which stores W transposed. The *head* is the layer the model itself names as its output
-embedding. *Blocks* are the longest list of equal children, by parameters.
+embedding. *Blocks* are the list of modules that holds the most parameters.
 """
 
 from __future__ import annotations
@@ -122,16 +122,13 @@ def fused_parameters(model: nn.Module) -> tuple[FusedParameter, ...]:
 
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The decoder blocks: the `nn.ModuleList` of children of one type that holds the most
-    parameters, with its name."""
+    """The decoder blocks: the `nn.ModuleList` that holds the most parameters, with its name."""
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
-        children = list(module.children()) if isinstance(module, nn.ModuleList) else []
-        if len({type(child) for child in children}) != 1:
-            continue
-        size = sum(parameter.numel() for parameter in module.parameters())
-        if size > 0 and (best is None or size > best[0]):
-            best = (size, name, module)
+        if isinstance(module, nn.ModuleList):
+            size = sum(parameter.numel() for parameter in module.parameters())
+            if size > 0 and (best is None or size > best[0]):
+                best = (size, name, module)
     return None if best is None else (best[1], best[2])
 
 

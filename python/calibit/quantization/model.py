@@ -133,7 +133,7 @@ def survey(model: nn.Module, plan: plans.Plan, *, skip: Sequence[str] = ()) -> S
         else:
             jobs.append((layer, scheme))
     kept += [
-        KeptWeight(fused.name, fused.shape, fused.nbytes, "fused expert parameter")
+        KeptWeight(fused.name, fused.shape, fused.nbytes, "not a matrix (fused experts)")
         for fused in structure.fused_parameters(model)
     ]
     return Survey(tuple(jobs), tuple(kept))

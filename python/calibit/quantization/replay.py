@@ -89,14 +89,14 @@ def record(
     """
     found = structure.blocks(model)
     if found is None:
-        raise NotReplayable("the model has no list of blocks of one type")
+        raise NotReplayable("the model has no list of blocks")
     name, blocks = found
     truth = _true_calls(blocks, partial(forward, samples[0]))
-    tuples = [isinstance(seen.output, tuple) for seen in truth]
+    lengths = [len(seen.output) if isinstance(seen.output, list | tuple) else 0 for seen in truth]
     replay = Replay(name, blocks, [], [[] for _ in blocks])
     pool: list[torch.Tensor] = []
     for index, sample in enumerate(samples):
-        noted = _noted_calls(blocks, partial(forward, sample), tuples)
+        noted = _noted_calls(blocks, partial(forward, sample), lengths)
         if index == 0:
             _check(truth, noted, blocks[0])
         if len(noted) != len(blocks):
@@ -108,8 +108,8 @@ def record(
 
 
 def hidden_of(output: Any) -> torch.Tensor:
-    """The hidden states in a block's output: itself, or the first entry of a tuple."""
-    first = output[0] if isinstance(output, tuple) and output else output
+    """The hidden states in a block's output: itself, or the first entry of a sequence."""
+    first = output[0] if isinstance(output, list | tuple) and output else output
     if not isinstance(first, torch.Tensor):
         raise NotReplayable(f"a block returns {type(first).__name__}, not hidden states")
     return first
@@ -129,11 +129,11 @@ class _Recorder(StandIn):
     """Stands in for a block: notes its arguments and returns the hidden states unchanged."""
 
     def __init__(
-        self, block: nn.Module, noted: list[tuple[torch.Tensor, Call]], as_tuple: bool, last: bool
+        self, block: nn.Module, noted: list[tuple[torch.Tensor, Call]], length: int, last: bool
     ) -> None:
         super().__init__(block)
         self._noted = noted
-        self._as_tuple = as_tuple
+        self._length = length  # of the block's output; 0 when it is the hidden states alone
         self._last = last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -141,7 +141,7 @@ class _Recorder(StandIn):
         self._noted.append((hidden, call))
         if self._last:
             raise StopForward
-        return (hidden, None) if self._as_tuple else hidden
+        return (hidden, *[None] * (self._length - 1)) if self._length else hidden
 
 
 def _true_calls(blocks: nn.ModuleList, forward: Callable[[], object]) -> list[_Seen]:
@@ -167,7 +167,7 @@ def _true_calls(blocks: nn.ModuleList, forward: Callable[[], object]) -> list[_S
 
 
 def _noted_calls(
-    blocks: nn.ModuleList, forward: Callable[[], object], tuples: Sequence[bool]
+    blocks: nn.ModuleList, forward: Callable[[], object], lengths: Sequence[int]
 ) -> list[tuple[torch.Tensor, Call]]:
     """The arguments of all blocks in a pass with recorders in their place."""
     noted: list[tuple[torch.Tensor, Call]] = []
@@ -175,11 +175,15 @@ def _noted_calls(
     try:
         for place, block in enumerate(originals):
             last = place == len(originals) - 1
-            blocks[place] = _Recorder(block, noted, tuples[place], last)
+            blocks[place] = _Recorder(block, noted, lengths[place], last)
         with torch.no_grad():
             forward()
     except StopForward:
         pass
+    except NotReplayable:
+        raise
+    except Exception as error:  # whatever a model may do without its blocks' real outputs
+        raise NotReplayable(f"the model does not run without its blocks ({error})") from error
     finally:
         for place, block in enumerate(originals):
             blocks[place] = block
