@@ -1,0 +1,300 @@
+"""audit(): quantize or load, evaluate, compare, judge, report; one model in memory at a time, and
+resumable throughout."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from calibit.auditing import assembly, models
+from calibit.auditing import job as jobs
+from calibit.auditing.inputs import read_inputs
+from calibit.auditing.job import Job
+from calibit.auditing.models import Entry
+from calibit.auditing.result import AUDIT_FILE, REPORT_FILE, Audit
+from calibit.reporting.progress import JobProgress, Stage
+
+if TYPE_CHECKING:
+    from calibit.evaluation import Progress, Text
+    from calibit.runs import Run
+
+RUNS, QUANTIZATION_FILE = "runs", "quantization.json"
+
+STAGE_WEIGHTS = {
+    "load baseline": 0.1,
+    "load nearest": 0.2,
+    "load gptq": 1.5,
+    "load checkpoint": 0.1,
+    "evaluate baseline": 1.0,
+    "evaluate nearest": 1.3,
+    "evaluate gptq": 1.3,
+    "evaluate checkpoint": 1.3,
+    "compare": 0.1,
+}
+"""Durations relative to evaluating the baseline, until a stage of the kind has been timed."""
+
+
+@dataclass
+class _State:
+    """An audit under way.
+
+    Attributes:
+        job, folder, entries: what is done, where, with which models.
+        progress: shows how far it is.
+        items, notes: the tasks' items, loaded once, and what a report should say about them.
+        text: the text to score, or None.
+        command: recorded in every run.
+        runs: finished runs by entry name.
+        records: how each entry's weights came about.
+        errors: why an entry could not be measured.
+    """
+
+    job: Job
+    folder: Path
+    entries: Sequence[Entry]
+    progress: JobProgress
+    items: Sequence[Any]
+    notes: Sequence[str]
+    text: Text | None
+    command: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+def audit(
+    model: str | Path,
+    *,
+    schemes: Sequence[str] | None = None,
+    candidates: Sequence[str | Path] = (),
+    tasks: Sequence[str] = jobs.TASKS,
+    text: str | Path | None = jobs.TEXT,
+    out: str | Path | None = None,
+    limit: int | None = jobs.QUICK_LIMIT,
+    rigor: str = jobs.RIGOR[0],
+    policy: Mapping[str, Any] | str | Path | None = None,
+    calibration: str | Path = jobs.TEXT,
+    device: str = "cpu",
+    dtype: str = "auto",
+    seed: int = 0,
+    progress: TextIO | None = None,
+) -> Audit:
+    """Are quantized models safe to ship? Measure them against the original, and judge.
+
+    Args:
+        model: folder or hub name of the original; its weights are loaded afresh for every scheme.
+        schemes: scheme strings or plan files; where neither schemes nor candidates are given, `nf4`
+            and `gptq-int4-g128`.
+        candidates: folders or hub names of checkpoints made elsewhere.
+        tasks: task names as for `calibit.tasks.load`.
+        text: `pydoc`, a text file, or None for no perplexity.
+        out: output folder; default `audit-<model>` here. The same audit in it is continued, another
+            is refused.
+        limit: items per task; None takes all.
+        rigor: how many controls run; `quick` is none beyond the paired intervals.
+        policy: margins of the verdict, a mapping or a YAML file; by default those of
+            `calibit.verdict.Policy`.
+        calibration: text that GPTQ calibrates on: `pydoc` or a file.
+        device, dtype: where and in what the models run; `auto` keeps the stored dtype.
+        seed: of samples and intervals.
+        progress: stream that shows how far the audit is, for example `sys.stderr`; None is silent.
+
+    Returns:
+        The finished audit; its folder holds `audit.json`, `report.html` and `runs/`. A candidate
+        that could not be measured is in it with its error.
+
+    Raises:
+        ValueError: unknown scheme or task, nothing to compare, a folder that holds something else.
+        FileNotFoundError: a model, task, text or policy file that does not exist.
+    """
+    if schemes is None:
+        schemes = () if candidates else jobs.SCHEMES
+    job = Job(
+        model=jobs.local(model),
+        schemes=tuple(
+            jobs.local(one) if str(one).endswith(".json") else str(one) for one in schemes
+        ),
+        candidates=tuple(jobs.local(one) for one in candidates),
+        tasks=tuple(tasks),
+        text=jobs.NO_TEXT if text is None else jobs.local(text),
+        limit=limit,
+        rigor=rigor,
+        policy=assembly.policy_dict(policy),
+        calibration=jobs.local(calibration),
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    return run_job(job, out, progress=progress)
+
+
+def run_job(
+    job: Job, out: str | Path | None, *, progress: TextIO | None, command: str | None = None
+) -> Audit:
+    """Carry out a job in its folder, or return what is finished there.
+
+    Args:
+        job: what to measure.
+        out: output folder; None takes `audit-<model>`.
+        progress: stream that shows how far it is; None is silent.
+        command: recorded; the command line of this process where omitted.
+    """
+    entries = _check(job)
+    folder = Path(out) if out is not None else Path(f"audit-{models.model_name(job.model)}")
+    work = read_inputs(job)
+    with jobs.claim(folder, job):
+        if (folder / AUDIT_FILE).is_file():
+            finished = Audit.load(folder)
+            if not finished.failed:
+                return finished
+        bar = JobProgress(_stages(entries), STAGE_WEIGHTS, stream=progress)
+        state = _State(job, folder, entries, bar, *work, command or shlex.join(sys.argv))
+        try:
+            _measure_all(state)
+            return _finish(state)
+        finally:
+            state.progress.close()
+
+
+def _check(job: Job) -> list[Entry]:
+    """Refuse what can be refused before anything is loaded."""
+    if job.rigor not in jobs.RIGOR:
+        raise ValueError(
+            f"[audit] expected rigor to be one of {', '.join(jobs.RIGOR)}, got {job.rigor!r}"
+        )
+    models.check_exists(job.model, "MODEL")
+    for source in job.candidates:
+        models.check_exists(source, "--candidates")
+    return models.entries(job)
+
+
+def _stages(entries: Sequence[Entry]) -> list[Stage]:
+    stages = [
+        Stage(f"{step} {entry.kind}", f"{entry.name}: {words}")
+        for entry in entries
+        for step, words in (("load", _loading(entry)), ("evaluate", "scoring items and text"))
+    ]
+    return stages + [
+        Stage("compare", f"{entry.name}: comparing with the baseline") for entry in entries[1:]
+    ]
+
+
+def _loading(entry: Entry) -> str:
+    return "quantizing" if entry.scheme is not None else "loading"
+
+
+def _measure_all(state: _State) -> None:
+    for index, entry in enumerate(state.entries):
+        try:
+            _measure(state, entry, first_stage=2 * index)
+        except Exception as error:
+            if entry.is_baseline:
+                raise
+            state.errors[entry.name] = f"{error}" or type(error).__name__
+        gc.collect()
+
+
+def _measure(state: _State, entry: Entry, *, first_stage: int) -> None:
+    """Evaluate one entry, or read its finished run; its model is gone when this returns."""
+    from calibit.evaluation import evaluate
+
+    folder = state.folder / RUNS / entry.folder
+    done = _finished(folder)
+    if done is not None:
+        state.runs[entry.name], state.records[entry.name] = done
+        for stage in (first_stage, first_stage + 1):
+            state.progress.enter(stage)
+            state.progress.leave(learn=False)
+        return
+    state.progress.enter(first_stage)
+    loaded = models.load(entry, state.job, lambda n, total, _: state.progress.advance(n, total))
+    if entry.source is not None:
+        loaded = models.settle_tokenizer(loaded, state.job, _strings(state))
+    state.progress.leave()
+    state.progress.enter(first_stage + 1)
+    run = evaluate(
+        loaded.model,
+        loaded.tokenizer,
+        state.items,
+        text=state.text,
+        out=folder,
+        scheme=entry.scheme or "none",
+        seed=state.job.seed,
+        bos=state.job.bos,
+        store_docs=state.job.store_docs,
+        speed="quick",
+        command=state.command,
+        progress=_tokens_to(state.progress),
+        unconditional=state.job.rule == "pmi",
+        **jobs.batch_options(state.job),
+    )
+    state.progress.leave()
+    jobs.write_json(folder / QUANTIZATION_FILE, json.loads(json.dumps(loaded.record)))
+    state.runs[entry.name], state.records[entry.name] = run, loaded.record
+
+
+def _strings(state: _State) -> Iterator[str]:
+    """Every text that the audit encodes."""
+    for item in state.items:
+        yield from (item.context + item.delimiter + choice for choice in item.choices)
+    if state.text is not None:
+        yield from state.text.parts
+
+
+def _tokens_to(progress: JobProgress) -> Callable[[Progress], None]:
+    return lambda now: progress.advance(now.done, now.total)
+
+
+def _finished(folder: Path) -> tuple[Run, Mapping[str, Any]] | None:
+    """A run that ended, with the record of its weights; None where either is missing."""
+    from calibit.runs import MANIFEST, Run
+
+    if not (folder / MANIFEST).is_file() or not (folder / QUANTIZATION_FILE).is_file():
+        return None
+    record = json.loads((folder / QUANTIZATION_FILE).read_text(encoding="utf-8"))
+    return Run.load(folder), record
+
+
+def _finish(state: _State) -> Audit:
+    """Compare, judge, and write audit.json and report.html, in this order of appearance."""
+    from calibit.comparison import compare
+    from calibit.reporting.html import write_report
+
+    base = state.runs[models.BASELINE]
+    comparisons = {}
+    for index, entry in enumerate(state.entries[1:], start=2 * len(state.entries)):
+        state.progress.enter(index)
+        if entry.name in state.runs:
+            job = state.job
+            try:
+                comparisons[entry.name] = compare(
+                    base,
+                    state.runs[entry.name],
+                    rule=job.rule,
+                    level=job.level,
+                    resamples=job.resamples,
+                    seed=job.seed,
+                )
+            except ValueError as error:
+                state.errors[entry.name] = str(error)
+        state.progress.leave()
+    content = assembly.assemble(
+        state.job,
+        state.entries,
+        state.runs,
+        state.records,
+        comparisons,
+        state.errors,
+        command=state.command,
+        notes=state.notes,
+    )
+    points = {name: comparison.points for name, comparison in comparisons.items()}
+    write_report(content, state.folder / REPORT_FILE, points=points)
+    jobs.write_json(state.folder / AUDIT_FILE, content)
+    return Audit(state.folder, content)

@@ -1,0 +1,44 @@
+"""What a job reads besides models: items and text."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+from calibit.auditing import job as jobs
+from calibit.auditing.job import Job
+
+if TYPE_CHECKING:
+    from calibit.evaluation import Text
+
+
+def read_inputs(job: Job) -> tuple[list[Any], list[str], Text | None]:
+    """Items, notes of their readers, and text: what is wrong with them shows before anything runs.
+
+    Raises:
+        ValueError: unknown task, a line that is not valid, a text that is too short.
+        FileNotFoundError: a file that does not exist.
+    """
+    from calibit.tasks import limit, read
+
+    tasks = [read(spec) for spec in job.tasks]
+    samples = [
+        task.items if job.limit is None else limit(task.items, job.limit, seed=job.seed)
+        for task in tasks
+    ]
+    items = [item for sample in samples for item in sample]
+    return items, [note for task in tasks for note in task.notes], _text(job)
+
+
+def _text(job: Job) -> Text | None:
+    from calibit.evaluation import Text
+
+    if job.text == jobs.NO_TEXT:
+        return None
+    window, most = job.text_window, job.text_tokens
+    if job.text != jobs.TEXT:
+        return Text.from_file(job.text, window=window, max_tokens=most)
+    from calibit.quantization.calibration_text import pydoc_text
+
+    name = f"{jobs.TEXT}-{platform.python_version()}"  # the manual differs between versions
+    return Text(name, (pydoc_text("evaluation"),), window=window, max_tokens=most)

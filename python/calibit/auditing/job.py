@@ -1,0 +1,198 @@
+"""What identifies an audit, and the folder it owns: created, continued or refused, never
+overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "calibit.job/1"
+JOB_FILE, LOCK_FILE = "job.json", "lock"
+
+SCHEMES = ("nf4", "gptq-int4-g128")
+TASKS = ("probe",)
+TEXT = "pydoc"
+NO_TEXT = "none"
+RIGOR = ("quick",)
+
+QUICK_LIMIT = 600
+"""Items of each task: six models of 135M parameters then fit six minutes on two cores."""
+
+TEXT_WINDOW = 512
+TEXT_TOKENS = 8192
+"""Short windows: the interval of a perplexity resamples windows, so sixteen of 512 say more than
+four of 2,048."""
+
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides the numbers of an audit.
+
+    Attributes:
+        model: folder or hub name of the baseline.
+        schemes: scheme strings or plan files, in the order of the report.
+        candidates: folders or hub names of checkpoints made elsewhere.
+        tasks: task names as for `calibit.tasks.load`.
+        text: `pydoc`, the path of a text file, or `none`.
+        limit: items per task; None takes all.
+        text_window, text_tokens: window length and number of scored tokens of the text.
+        calibration: text the solver calibrates on: `pydoc` or a file.
+        rigor: how many controls run.
+        dtype: dtype the baseline is loaded in; `auto` keeps the stored one.
+        device: where models run.
+        batch_tokens: tokens per forward pass; None takes the default of `evaluate`.
+        bos: BOS rule.
+        rule: scoring rule of the comparison.
+        level, resamples, seed: of the intervals.
+        policy: margins of the verdict as a mapping; None takes the default policy.
+        trust_remote_code: let models bring code of their own.
+        store_docs: write prompts and choices beside the numbers.
+    """
+
+    model: str
+    schemes: tuple[str, ...] = SCHEMES
+    candidates: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = TASKS
+    text: str = TEXT
+    limit: int | None = QUICK_LIMIT
+    text_window: int = TEXT_WINDOW
+    text_tokens: int = TEXT_TOKENS
+    calibration: str = TEXT
+    rigor: str = RIGOR[0]
+    dtype: str = "auto"
+    device: str = "cpu"
+    batch_tokens: int | None = None
+    bos: str = "tokenizer"
+    rule: str = "sum"
+    level: float = 0.95
+    resamples: int = 9999
+    seed: int = 0
+    policy: Mapping[str, Any] | None = field(default=None, hash=False)
+    trust_remote_code: bool = False
+    store_docs: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The job with a fingerprint of every local input, as JSON types."""
+        inputs = {name: fingerprint(Path(name)) for name in self._local_inputs()}
+        return json.loads(json.dumps({"schema": SCHEMA, **asdict(self), "inputs": inputs}))
+
+    def _local_inputs(self) -> list[str]:
+        named = [self.model, *self.candidates, *self.schemes, self.text, self.calibration]
+        named += [task.rpartition("=")[2] for task in self.tasks]
+        return [name for name in dict.fromkeys(named) if Path(name).exists()]
+
+
+def local(source: str | Path) -> str:
+    """An absolute path where something exists there, else the text as it is (a hub name, a built-in
+    text)."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(source)
+
+
+def batch_options(job: Job) -> dict[str, Any]:
+    """The batch size as an argument of `evaluate`; nothing where its default is wanted."""
+    return {} if job.batch_tokens is None else {"batch_tokens": job.batch_tokens}
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of the names, sizes and contents of the files directly in a folder.
+
+    Of a large file 64 blocks at equal distances stand for the whole: enough to tell two checkpoints
+    apart without reading gigabytes. Runs record the full hash of the weights besides.
+    """
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= _SAMPLES * _SAMPLE_BYTES:
+                digest.update(stream.read())
+                continue
+            for index in range(_SAMPLES):
+                stream.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+@contextmanager
+def claim(folder: Path, job: Job) -> Iterator[None]:
+    """Own a folder for a job while the block runs: new, empty, or one that holds the same job.
+
+    Raises:
+        ValueError: the folder holds another job (the message names what differs) or something else.
+        RuntimeError: another process is writing it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"[audit] expected a folder for the output, got the file {folder}; choose another -o"
+        )
+    wanted = job.to_dict()
+    record = folder / JOB_FILE
+    if record.is_file():
+        _check_same(folder, json.loads(record.read_text(encoding="utf-8")), wanted)
+    elif folder.exists() and any(file.name != LOCK_FILE for file in folder.iterdir()):
+        raise ValueError(
+            f"[audit] expected a new or empty output folder, got {folder}, which holds other "
+            "files; nothing is overwritten: choose another -o"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if not record.is_file():
+            write_json(record, wanted)
+        yield
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(
+        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    draft.replace(path)
+
+
+def _check_same(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differs = [
+        key for key in dict.fromkeys([*wanted, *stored]) if stored.get(key) != wanted.get(key)
+    ]
+    if not differs:
+        return
+    shown = "; ".join(_difference(key, stored.get(key), wanted.get(key)) for key in differs)
+    raise ValueError(
+        f"[audit] expected the same job as the audit in {folder}, got another: {shown}. Nothing is "
+        "overwritten: choose another -o, or repeat the first command to continue it"
+    )
+
+
+def _difference(key: str, stored: Any, wanted: Any) -> str:
+    if key == "inputs":
+        names = [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
+        return f"the content of {', '.join(names)} has changed"
+    before, now = (json.dumps(value, ensure_ascii=False) for value in (stored, wanted))
+    return f"{key} was {before}, is {now}"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # a platform without such locks
+        yield
+        return
+    with (folder / LOCK_FILE).open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"[audit] expected to be alone in {folder}, got another process that writes it; "
+                "wait for it to end"
+            ) from error
+        yield

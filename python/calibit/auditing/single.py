@@ -1,0 +1,193 @@
+"""The parts of an audit on their own: evaluate one model, compare two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from calibit.auditing import job as jobs
+from calibit.auditing import models
+from calibit.auditing.inputs import read_inputs
+from calibit.auditing.job import Job
+from calibit.reporting.progress import JobProgress, Stage
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from calibit.measures.estimate import Estimate
+    from calibit.runs import Run
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished run with its measures.
+
+    Attributes:
+        run: the run.
+        path: its folder.
+        metrics: metric id -> Estimate of the items; `ppl` of each text.
+        notes: what the readers of the tasks want said.
+    """
+
+    run: Run
+    path: Path
+    metrics: Mapping[str, Estimate]
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> RenderableType:
+        """The measures for a terminal."""
+        from calibit.reporting.terminal import run_table
+
+        return run_table(self.run.meta, self.metrics, self.notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`run.json`, the measures and the notes."""
+        metrics = {name: one.to_dict() for name, one in self.metrics.items()}
+        return {"run": dict(self.run.meta), "metrics": metrics, "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison with its verdict, laid out like an audit of one candidate.
+
+    Attributes:
+        content: comparison and verdict as JSON types.
+        document: the same as a report shows it.
+    """
+
+    content: Mapping[str, Any]
+    document: Mapping[str, Any]
+
+    def table(self) -> RenderableType:
+        """The results and the verdict for a terminal."""
+        from calibit.reporting.terminal import audit_table
+
+        return audit_table(self.document)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Comparison and verdict."""
+        return dict(self.content)
+
+
+def evaluate_model(
+    job: Job,
+    out: Path | None,
+    *,
+    speed: str | None,
+    progress: TextIO | None,
+    command: str | None = None,
+) -> Evaluated:
+    """Evaluate the model of a job.
+
+    Args:
+        job: model, tasks, text and settings; schemes and candidates are not used.
+        out: folder of the run; None takes `run-<model>`.
+        speed: `quick`, `full` or None.
+        progress: stream that shows how far it is; None is silent.
+        command: recorded; the command line of this process where omitted.
+    """
+    from calibit.evaluation import evaluate
+
+    items, notes, text = read_inputs(job)
+    folder = out if out is not None else Path(f"run-{models.model_name(job.model)}")
+    bar = JobProgress(
+        [Stage("load", "loading"), Stage("evaluate", "scoring items and text")],
+        {"load": 0.1, "evaluate": 1.0},
+        stream=progress,
+    )
+    try:
+        bar.enter(0)
+        loaded = models.open_model(
+            job.model, device=job.device, dtype=job.dtype, trust_remote_code=job.trust_remote_code
+        )
+        bar.leave()
+        bar.enter(1)
+        run = evaluate(
+            loaded.model,
+            loaded.tokenizer,
+            items,
+            text=text,
+            out=folder,
+            scheme=str(loaded.record["scheme"] or "none"),
+            seed=job.seed,
+            bos=job.bos,
+            unconditional=job.rule == "pmi",
+            store_docs=job.store_docs,
+            speed=speed,
+            command=command,
+            progress=lambda now: bar.advance(now.done, now.total),
+            **jobs.batch_options(job),
+        )
+    finally:
+        bar.close()
+    return Evaluated(run, folder, _measures(run, job), tuple(notes))
+
+
+def _measures(run: Run, job: Job) -> dict[str, Estimate]:
+    from calibit.measures import Resampling, ppl, summarize
+
+    resampling = Resampling(level=job.level, resamples=job.resamples, seed=job.seed)
+    scores = run.scores(job.rule)
+    found = summarize(scores, resampling=resampling) if scores.n else {}
+    texts = {name: ppl(run.text_nll(name)) for name in run.text_names()}
+    return {**found, **{f"ppl:{name}": one for name, one in texts.items()}}
+
+
+def compare_runs(
+    reference: Path,
+    candidate: Path,
+    out: Path | None,
+    *,
+    rule: str,
+    level: float,
+    resamples: int,
+    seed: int,
+    policy: Path | None,
+    allow_partial: bool,
+    command: str,
+) -> Compared:
+    """Compare two recorded runs, judge, and write comparison.json and report.html where asked to.
+
+    Args:
+        reference, candidate: folders of the runs.
+        out: folder to write to, new or empty; None writes nothing.
+        rule, level, resamples, seed, allow_partial: as in `calibit.compare`.
+        policy: YAML file with margins; the default policy where omitted.
+        command: recorded in the report.
+
+    Raises:
+        ValueError: runs that do not pair, or a folder that holds something.
+    """
+    from calibit.auditing.assembly import policy_of
+    from calibit.comparison import compare
+    from calibit.reporting.document import of_comparison
+    from calibit.reporting.html import write_report
+    from calibit.runs import Run
+
+    chosen = policy_of(policy)
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"[compare] expected a new or empty folder, got {out}; nothing is overwritten: choose "
+            "another -o"
+        )
+    runs = [Run.load(reference), Run.load(candidate)]
+    comparison = compare(
+        *runs,
+        rule=rule,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        allow_partial=allow_partial,
+    )
+    document = of_comparison(
+        comparison, policy=chosen, metas=(runs[0].meta, runs[1].meta), command=command
+    )
+    content = {**comparison.to_dict(), "verdict": document["candidates"][0]["verdict"]}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        name = document["candidates"][0]["scheme"]
+        write_report(document, out / "report.html", points={name: comparison.points})
+        jobs.write_json(out / "comparison.json", content)
+    return Compared(content, document)

@@ -1,0 +1,384 @@
+"""The commands. They import heavy modules when they run: `calibit --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calibit.auditing import job as jobs
+from calibit.commands import options as given
+from calibit.commands.options import (
+    DONE,
+    FAILED,
+    JUDGE,
+    MACHINE,
+    OUTPUT,
+    QUANTIZE,
+    VERDICT_CODES,
+    option,
+)
+from calibit.commands.output import command_line, finish, prepare, progress_to
+
+
+def audit(
+    model: given.Original,
+    schemes: Annotated[
+        list[str] | None,
+        option(
+            "Schemes or plan files (.json), separated by commas: nf4, int8, gptq-int4-g128.",
+            QUANTIZE,
+            "--schemes",
+            show_default="nf4,gptq-int4-g128; none with --candidates",
+        ),
+    ] = None,
+    candidates: Annotated[
+        list[str] | None,
+        option(
+            "Checkpoints made elsewhere (folders or hub names), separated by commas.",
+            QUANTIZE,
+            "--candidates",
+        ),
+    ] = None,
+    calib: given.Calibration = jobs.TEXT,
+    tasks: given.Tasks = list(jobs.TASKS),  # noqa: B006
+    limit: given.Limit = str(jobs.QUICK_LIMIT),
+    text: given.Text = jobs.TEXT,
+    text_tokens: given.TextTokens = jobs.TEXT_TOKENS,
+    text_window: given.TextWindow = jobs.TEXT_WINDOW,
+    bos: given.Bos = "tokenizer",
+    seed: given.Seed = 0,
+    rule: given.Rule = "sum",
+    level: given.Level = 0.95,
+    resamples: given.Resamples = 9999,
+    policy: given.PolicyFile = None,
+    rigor: Annotated[
+        str,
+        option("How many controls run. quick: none, one evaluation a model.", JUDGE, "--rigor"),
+    ] = jobs.RIGOR[0],
+    gate_: Annotated[
+        bool,
+        option("Exit with the worst verdict: 0 ship, 1 hold, 2 inconclusive.", JUDGE, "--gate"),
+    ] = False,
+    device: given.Device = "cpu",
+    dtype: given.Dtype = "auto",
+    threads: given.Threads = None,
+    batch_size: given.BatchSize = None,
+    trust_remote_code: given.TrustRemoteCode = False,
+    out: Annotated[
+        Path | None,
+        option(
+            "Output folder: the same audit in it is continued, anything else is refused.",
+            OUTPUT,
+            "--output_path",
+            "-o",
+            show_default="audit-MODEL",
+        ),
+    ] = None,
+    log_samples: given.LogSamples = True,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
+    traceback: given.Traceback = False,
+) -> int:
+    """Is a quantized model safe to ship? Measure it against the original, and judge.
+
+    Quantizes or loads each candidate, evaluates it on the same items as the original, compares
+    them item by item, and writes audit.json, report.html and runs/ to the output folder. A killed
+    audit continues when the same command is given again.
+
+    Examples:
+
+    - `calibit audit HuggingFaceTB/SmolLM2-135M --schemes nf4,gptq-int4-g128`
+
+    - `calibit audit ./model --candidates ./model-gptq,./model-awq --limit all`
+
+    - `calibit audit ./model --schemes int8 --policy policy.yaml --gate -o audits/int8`
+    """
+    from calibit.auditing import run_job
+    from calibit.auditing.assembly import policy_dict
+
+    job = jobs.Job(
+        model=jobs.local(model),
+        schemes=_schemes(schemes, candidates),
+        candidates=tuple(map(jobs.local, given.words(candidates))),
+        tasks=given.words(tasks),
+        text=jobs.local(text),
+        limit=given.limit_of(limit),
+        text_window=text_window,
+        text_tokens=text_tokens,
+        calibration=jobs.local(calib),
+        rigor=rigor,
+        dtype=dtype,
+        device=device,
+        batch_tokens=given.batch_tokens_of(batch_size),
+        bos=bos,
+        rule=rule,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        policy=policy_dict(policy),
+        trust_remote_code=trust_remote_code,
+        store_docs=log_samples,
+    )
+    prepare(threads)
+    found = run_job(job, out, progress=progress_to(quiet), command=command_line())
+    report = found.path / "report.html"
+    finish(found.to_dict(), report, what="Report", as_json=as_json, show=found.table)
+    if found.failed:
+        return _incomplete(found.failed)
+    return VERDICT_CODES[found.verdict] if gate_ and found.verdict else DONE
+
+
+def quantize(
+    model: given.Original,
+    scheme: Annotated[str, typer.Argument(help="Scheme, or a plan file (.json).")],
+    out: Annotated[
+        Path, option("Folder to create; an existing one is refused.", OUTPUT, "--output_path", "-o")
+    ],
+    calib: given.Calibration = jobs.TEXT,
+    skip: Annotated[
+        list[str] | None,
+        option(
+            "Patterns of layers that stay in floating point, separated by commas.",
+            QUANTIZE,
+            "--skip",
+        ),
+    ] = None,
+    threads: given.Threads = None,
+    trust_remote_code: given.TrustRemoteCode = False,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
+    traceback: given.Traceback = False,
+) -> int:
+    """Write a quantized checkpoint; it loads again bit for bit.
+
+    Examples:
+
+    - `calibit quantize HuggingFaceTB/SmolLM2-135M nf4-dq -o smollm2-nf4`
+
+    - `calibit quantize ./model gptq-int4-g128 --calib texts.txt -o model-gptq`
+    """
+    from calibit.quantization import quantize_checkpoint
+    from calibit.reporting.progress import JobProgress, Stage
+
+    prepare(threads)
+    bar = JobProgress(
+        [Stage("quantize", "quantizing")], {"quantize": 1.0}, stream=progress_to(quiet)
+    )
+    bar.enter(0)
+    try:
+        report = quantize_checkpoint(
+            model,
+            scheme,
+            out,
+            calibration=calib,
+            skip=given.words(skip),
+            progress=lambda done, total, _: bar.advance(done, total),
+            trust_remote_code=trust_remote_code,
+        )
+    finally:
+        bar.close()
+    finish(report.to_dict(), out, what="Checkpoint", as_json=as_json, show=lambda: str(report))
+    return DONE
+
+
+def evaluate(
+    model: given.Model,
+    tasks: given.Tasks = list(jobs.TASKS),  # noqa: B006
+    limit: given.Limit = "all",
+    text: given.Text = jobs.TEXT,
+    text_tokens: given.TextTokens = jobs.TEXT_TOKENS,
+    text_window: given.TextWindow = jobs.TEXT_WINDOW,
+    bos: given.Bos = "tokenizer",
+    seed: given.Seed = 0,
+    rule: given.Rule = "sum",
+    level: given.Level = 0.95,
+    resamples: given.Resamples = 9999,
+    speed: Annotated[
+        str, option("Also measure tokens per second: none, quick, full.", MACHINE, "--speed")
+    ] = "none",
+    device: given.Device = "cpu",
+    dtype: given.Dtype = "auto",
+    threads: given.Threads = None,
+    batch_size: given.BatchSize = None,
+    trust_remote_code: given.TrustRemoteCode = False,
+    out: Annotated[
+        Path | None,
+        option(
+            "Folder of the run: the same run in it is continued, anything else is refused.",
+            OUTPUT,
+            "--output_path",
+            "-o",
+            show_default="run-MODEL",
+        ),
+    ] = None,
+    log_samples: given.LogSamples = True,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
+    traceback: given.Traceback = False,
+) -> int:
+    """Evaluate one model, quantized or not: a run on disk, resumable, to be compared with others.
+
+    Examples:
+
+    - `calibit eval HuggingFaceTB/SmolLM2-135M --tasks probe -o runs/base`
+
+    - `calibit eval ./smollm2-nf4 --tasks boolq=boolq.jsonl --text wiki.txt -o runs/nf4`
+    """
+    from calibit.auditing.single import evaluate_model
+
+    job = jobs.Job(
+        model=jobs.local(model),
+        tasks=given.words(tasks),
+        text=jobs.local(text),
+        limit=given.limit_of(limit),
+        text_window=text_window,
+        text_tokens=text_tokens,
+        dtype=dtype,
+        device=device,
+        batch_tokens=given.batch_tokens_of(batch_size),
+        bos=bos,
+        rule=rule,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        store_docs=log_samples,
+    )
+    prepare(threads)
+    found = evaluate_model(
+        job,
+        out,
+        speed=None if speed == "none" else speed,
+        progress=progress_to(quiet),
+        command=command_line(),
+    )
+    finish(found.to_dict(), found.path, what="Run", as_json=as_json, show=found.table)
+    return DONE
+
+
+def compare(
+    reference: Annotated[Path, typer.Argument(help="Folder of the reference's run.", metavar="A")],
+    candidate: Annotated[Path, typer.Argument(help="Folder of the candidate's run.", metavar="B")],
+    rule: given.Rule = "sum",
+    level: given.Level = 0.95,
+    resamples: given.Resamples = 9999,
+    seed: given.Seed = 0,
+    policy: given.PolicyFile = None,
+    allow_partial: Annotated[
+        bool,
+        option("Compare the common items where some are missing.", JUDGE, "--allow_partial"),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        option(
+            "New folder for comparison.json and report.html.",
+            OUTPUT,
+            "--output_path",
+            "-o",
+            show_default="nothing is written",
+        ),
+    ] = None,
+    as_json: given.Json = False,
+    traceback: given.Traceback = False,
+) -> int:
+    """Compare two runs of the same items, item by item, and judge.
+
+    Examples:
+
+    - `calibit compare runs/base runs/nf4`
+
+    - `calibit compare audit-model/runs/baseline audit-model/runs/nf4 -o compared`
+    """
+    from calibit.auditing.single import compare_runs
+
+    found = compare_runs(
+        reference,
+        candidate,
+        out,
+        rule=rule,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        policy=policy,
+        allow_partial=allow_partial,
+        command=command_line(),
+    )
+    place = None if out is None else out / "report.html"
+    finish(found.to_dict(), place, what="Report", as_json=as_json, show=found.table)
+    return DONE
+
+
+def gate(
+    audit_folder: Annotated[Path, typer.Argument(help="Folder of an audit.", metavar="AUDIT")],
+    scheme: Annotated[
+        str | None,
+        option(
+            "Candidate to judge.", JUDGE, "--scheme", show_default="all; the worst verdict counts"
+        ),
+    ] = None,
+    policy: given.PolicyFile = None,
+    as_json: given.Json = False,
+    traceback: given.Traceback = False,
+) -> int:
+    """Answer with the exit code: 0 ship, 1 hold, 2 inconclusive; 3 where a candidate failed.
+
+    Without --policy the verdicts of the audit count; with it the recorded runs are judged again.
+
+    Examples:
+
+    - `calibit gate audit-model`
+
+    - `calibit gate audit-model --scheme nf4 --policy strict.yaml`
+    """
+    from calibit.auditing import Audit
+    from calibit.auditing.judging import judge_audit
+
+    found = judge_audit(Audit.load(audit_folder), scheme=scheme, policy=policy)
+    report = audit_folder / "report.html"
+    finish(found.to_dict(), report, what="Report", as_json=as_json, show=found.table)
+    return _incomplete(found.failed) if found.failed else VERDICT_CODES[found.worst]
+
+
+def doctor(as_json: given.Json = False, traceback: given.Traceback = False) -> int:
+    """Say what was built, which kernels run here, what is missing and how to get it.
+
+    Examples:
+
+    - `calibit doctor`
+
+    - `calibit doctor --json`
+    """
+    from calibit.doctor import diagnose, render
+
+    facts = diagnose()
+    folder = Path(facts["calibit"]["folder"])
+    finish(facts, folder, what="Installed", as_json=as_json, show=lambda: render(facts))
+    return DONE
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "audit": audit,
+    "quantize": quantize,
+    "eval": evaluate,
+    "compare": compare,
+    "gate": gate,
+    "doctor": doctor,
+}
+"""Commands by name, in the order of the help."""
+
+
+def _schemes(schemes: Sequence[str] | None, candidates: Sequence[str] | None) -> tuple[str, ...]:
+    named = given.words(schemes)
+    if not named:
+        return () if given.words(candidates) else jobs.SCHEMES
+    return tuple(jobs.local(one) if one.endswith(".json") else one for one in named)
+
+
+def _incomplete(failed: Iterable[str]) -> int:
+    """No verdict on the whole where a candidate could not be measured."""
+    print(f"calibit: not measured: {', '.join(failed)}", file=sys.stderr)
+    return FAILED

@@ -1,0 +1,74 @@
+"""What every command prints: its result, and as the last line where the output lies."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NOWHERE = "Nothing was written: give -o DIR to keep it."
+
+
+def finish(
+    content: Mapping[str, Any],
+    place: Path | None,
+    *,
+    what: str,
+    as_json: bool,
+    show: Callable[[], Any],
+) -> None:
+    """Print a result, and last of all where it lies.
+
+    Args:
+        content: the result as JSON types.
+        place: file or folder that holds it; None where nothing was written.
+        what: name of that place.
+        as_json: print `content` with the place as entry `output`, and nothing else.
+        show: makes the rich renderable for people.
+    """
+    if as_json:
+        where = None if place is None else str(place)
+        print(json.dumps({**content, "output": where}, ensure_ascii=False, indent=1))
+        return
+    console().print(show())
+    print(NOWHERE if place is None else f"{what}: {place}")
+
+
+def console() -> Console:
+    """Standard output; where it is no terminal, plain text of the width in COLUMNS, else 100."""
+    from rich.console import Console
+
+    from calibit.reporting.terminal import PLAIN_WIDTH
+
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
+    return Console(file=sys.stdout, width=width, highlight=False, color_system=None)
+
+
+def progress_to(quiet: bool) -> TextIO | None:
+    """Where progress is shown."""
+    return None if quiet else sys.stderr
+
+
+def command_line() -> str:
+    """The command as it was given, for records."""
+    return shlex.join(["calibit", *sys.argv[1:]])
+
+
+def prepare(threads: int | None) -> None:
+    """Silence what would break the progress bar, and set the number of CPU threads."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if threads is not None:
+        torch.set_num_threads(threads)
