@@ -6,38 +6,49 @@
 5.5
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: F401  (first: it brings libtorch, which the extension links)
-
-from calibit import _C
-from calibit.modules import QuantizedLinear, linear
-from calibit.registry import Format, formats
-from calibit.schemes import Scheme
-from calibit.weight import QuantizedWeight, quantize
-
-__version__: str = _C.build_info()["version"]
-
 if TYPE_CHECKING:
+    from calibit import _C as _C
     from calibit.auditing import audit
     from calibit.comparison import compare
     from calibit.evaluation import evaluate
+    from calibit.modules import QuantizedLinear, linear
     from calibit.quantization.model import quantize_model
+    from calibit.registry import Format, formats
     from calibit.runs import Run
+    from calibit.schemes import Scheme
+    from calibit.weight import QuantizedWeight, quantize
 
-# Imported when first used, so that `import calibit` costs milliseconds over torch.
+    __version__: str
+
+# Imported when first used: `import calibit` costs milliseconds over torch, and `calibit --help`
+# answers without torch.
 _LAZY = {
+    "Format": "calibit.registry",
+    "QuantizedLinear": "calibit.modules",
+    "QuantizedWeight": "calibit.weight",
     "Run": "calibit.runs",
+    "Scheme": "calibit.schemes",
     "audit": "calibit.auditing",
     "compare": "calibit.comparison",
     "evaluate": "calibit.evaluation",
+    "formats": "calibit.registry",
+    "linear": "calibit.modules",
     "measures": "calibit.measures",
+    "quantize": "calibit.weight",
     "quantize_model": "calibit.quantization.model",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("_C", "__version__"):
+        import torch  # noqa: F401  (first: it brings libtorch, which the extension links)
+
+        extension = import_module("calibit._C")
+        return extension if name == "_C" else extension.build_info()["version"]
     if name not in _LAZY:
         raise AttributeError(f"module 'calibit' has no attribute '{name}'")
     module = import_module(_LAZY[name])
@@ -63,3 +74,6 @@ __all__ = [
     "quantize",
     "quantize_model",
 ]
+
+if "torch" in sys.modules:  # then torch.ops.calibit is wanted at once, and cheap
+    import_module("calibit.modules")
