@@ -6,11 +6,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import golden
+import tiny_models
+import tiny_tokenizers
+import toy_tasks
 from calibit import measures as m
 from calibit.comparison import Comparison, compare
 from calibit.comparison.tables import change_by_initial, initial_slope
+from calibit.evaluation import Text, evaluate
 from comparison_runs import MemoryRun, simulated, v1_runs
 
 QUICK = {"resamples": 300}
@@ -374,6 +379,28 @@ def test_a_folder_is_loaded_as_a_run(monkeypatch, tmp_path):
     )
     by_path = compare(tmp_path / "a", tmp_path / "b", **QUICK)
     assert by_path.to_dict() == compare(a, b, **QUICK).to_dict()
+
+
+def test_evaluated_models_are_compared(tmp_path):
+    items, tokenizer = toy_tasks.toy_items(40), tiny_tokenizers.build()
+    text = Text("novel", ("the cat and the dogs see an eagle. " * 8,), window=32)
+    for name in ("a", "b"):
+        model = tiny_models.build("llama")
+        if name == "b":
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.mul_(0.9)
+        evaluate(model, tokenizer, items, text=text, out=tmp_path / name, scheme=name)
+    result = compare(tmp_path / "a", tmp_path / "b", **QUICK)
+    assert result.protocol["n"] == 40 and float(result.kl_ab) > 0
+    assert {row["name"] for row in result.slices} == {"parity=0", "parity=1"}
+    assert result.ppl.windows > 2 and result.ppl.protocol.startswith("gptq")
+    assert all(check.passed for check in result.checks if check.check != "exact ties")
+    assert {c.check for c in result.checks} >= {"greedy consistency", "item accounting"}
+    assert result.verdict().verdict in ("ship", "hold", "inconclusive")
+    json.dumps(result.to_dict(), allow_nan=False)
+    same = compare(tmp_path / "a", tmp_path / "a", **QUICK)
+    assert float(same.kl_ab) == 0.0 and float(same.ppl.delta) == 0.0
 
 
 def test_failed_checks_are_named():

@@ -308,6 +308,8 @@ def test_scores_from_run_lines_pass_over_failed_items():
     assert scores.keys == (("t", "a"),)
     assert scores.correct.tolist() == [0.0]
     assert scores.slices == ({"lang": "en"},)
+    with pytest.raises(ValueError, match=r"expected tokens per choice .* in item 'a' of task 't'"):
+        m.Scores.from_items(lines, rule="token")
 
 
 def test_an_estimate_acts_as_a_float():

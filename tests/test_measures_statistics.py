@@ -310,6 +310,15 @@ def test_order_of_items_and_of_choices_does_not_matter(models, seed):
             assert after[name] == pytest.approx(before[name], abs=1e-12), name
 
 
+def test_order_of_choices_changes_no_bit():
+    rng = np.random.default_rng(0)
+    z = rng.normal(0.0, 30.0, (400, 5))
+    shuffled = rng.permuted(z, axis=1)
+    before, after = (m.Distributions.from_scores(x) for x in (z, shuffled))
+    assert before.confidence.tolist() == after.confidence.tolist()
+    assert before.entropy.tolist() == after.entropy.tolist()
+
+
 @pytest.mark.parametrize("which", ["v1", "v2"])
 def test_permuted_class_ids_change_paper_code_only(which):
     pair = getattr(golden, which)()

@@ -169,21 +169,14 @@ class Scores:
                 unconditional).
             rule: scoring rule.
         """
-        kept = [
-            item
-            for item in items
-            if item.get("kind", "choice") == "choice" and item.get("ll") is not None
-        ]
-        lengths = ("tokens", "chars", "bytes", "unconditional")
+        choices = (item for item in items if item.get("kind", "choice") == "choice")
+        kept = [item for item in choices if item.get("ll") is not None]
         gold = [UNLABELLED if item.get("gold") is None else int(item["gold"]) for item in kept]
         return cls(
             ids=tuple(str(item["id"]) for item in kept),
             tasks=tuple(str(item["task"]) for item in kept),
             gold=np.array(gold, dtype=np.int64),
-            z=tuple(
-                choice_scores(rule, item["ll"], **{key: item.get(key) for key in lengths})
-                for item in kept
-            ),
+            z=tuple(_item_scores(item, rule) for item in kept),
             slices=tuple(dict(item.get("slices") or {}) for item in kept),
             rule=rule,
         )
@@ -224,3 +217,11 @@ class Scores:
             slices=tuple(self.slices[i] for i in index),
             rule=self.rule,
         )
+
+
+def _item_scores(item: Mapping[str, Any], rule: str) -> np.ndarray:
+    counts = {key: item.get(key) for key in ("tokens", "chars", "bytes", "unconditional")}
+    try:
+        return choice_scores(rule, item["ll"], **counts)
+    except ValueError as error:
+        raise ValueError(f"{error} in item {item['id']!r} of task {item['task']!r}") from error
