@@ -14,11 +14,9 @@ whatever the model computes for a plain prompt with a cache.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -26,13 +24,13 @@ from calibit.evaluation.encoding import EncodedChoices
 
 Tokens = tuple[int, ...]
 
-PASS_COST = 35
-"""Fixed cost of a forward pass in tokens: on two AVX2 cores a 135M fp32 model needs 57 ms for one
-token and 1.75 ms for each further one. Larger models and GPUs have similar or larger ratios; the
-plan, not the result, depends on it."""
+PASS_COST = 33
+POSITION_COST = 0.02
+"""Costs in units of one more token in a pass: of a pass, and of each cached position that a row of
+it continues from. Fitted to passes of a 135M fp32 Llama on AVX2 cores (95 ms, 0.057 ms, 2.84 ms of
+one core). Only the plan depends on them, no result does."""
 
-MAX_ITEMS = 256
-_CACHE_FACTOR = 4  # a level may hold this many times `batch_tokens` positions in the cache
+_CACHE_FACTOR = 4  # cached positions of a batch, at most, in units of `batch_tokens`
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,16 @@ class Level:
     rows: tuple[Tokens, ...]
     parents: tuple[int, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens sent through the model, padding included."""
+        return len(self.rows) * (self.end - self.start)
+
+    @property
+    def cost(self) -> float:
+        """Expected time in units of one token."""
+        return PASS_COST + self.tokens + POSITION_COST * len(self.rows) * self.start
+
 
 @dataclass(frozen=True)
 class Trie:
@@ -80,9 +88,13 @@ class Trie:
 def plan(items: Sequence[EncodedChoices], *, batch_tokens: int, share: bool = True) -> list[Batch]:
     """Batches over all scorable items: deterministic, from the whole list.
 
+    Items of similar length are neighbours. A batch takes as many as the limit allows: the more
+    items, the fewer passes, since every level serves all of them.
+
     Args:
         items: encoded items; those with a `reason` are left out.
-        batch_tokens: tokens a forward pass may hold (more only where a single item needs it).
+        batch_tokens: tokens that a batch may send through the model, padding aside; more only where
+            a single item needs it. Four times as many positions may lie in the cache.
         share: False encodes every choice from its first token on, in one pass per batch (the
             reference way).
 
@@ -90,13 +102,20 @@ def plan(items: Sequence[EncodedChoices], *, batch_tokens: int, share: bool = Tr
         Batches in the order in which they are run.
     """
     usable = [_Shape.of(index, item) for index, item in enumerate(items) if item.reason is None]
-    if not usable:
-        return []
-    best = min(
-        (_segment(sorted(usable, key=key), batch_tokens, share) for key in _ORDERS),
-        key=lambda found: found[0],
-    )
-    return [_batch(group, items, share) for group in best[1]]
+    usable.sort(key=lambda shape: (len(shape.shared), shape.longest, shape.shared, shape.index))
+    batches: list[Batch] = []
+    group: list[_Shape] = []
+    load = rows = 0
+    for shape in usable:
+        more, wide = shape.tokens(group[-1] if group else None, share), rows + shape.rows
+        crowded = wide * shape.longest > _CACHE_FACTOR * batch_tokens
+        if group and (load + more > batch_tokens or crowded):
+            batches.append(_batch(group, items, share))
+            group, load, rows = [], 0, 0
+            more = shape.tokens(None, share)
+        group.append(shape)
+        load, rows = load + more, rows + shape.rows
+    return [*batches, _batch(group, items, share)] if group else []
 
 
 def cut(inputs: Sequence[Tokens], cuts: Sequence[int]) -> Trie:
@@ -106,13 +125,11 @@ def cut(inputs: Sequence[Tokens], cuts: Sequence[int]) -> Trie:
         inputs: token ids of each input.
         cuts: increasing ends of levels, the last at least the longest input's length.
     """
-    ordered = sorted(set(inputs))
     cover: dict[Tokens, Tokens] = {}
-    for index in reversed(
-        range(len(ordered))
-    ):  # an input that begins another one needs no row of its own
-        tokens, following = ordered[index], ordered[index + 1] if index + 1 < len(ordered) else ()
+    following: Tokens = ()
+    for tokens in sorted(set(inputs), reverse=True):  # one that begins another needs no own row
         cover[tokens] = cover[following] if following[: len(tokens)] == tokens else tokens
+        following = tokens
     leaves = sorted(set(cover.values()))
     levels: list[Level] = []
     seats: list[dict[Tokens, int]] = []
@@ -133,8 +150,7 @@ def cut(inputs: Sequence[Tokens], cuts: Sequence[int]) -> Trie:
 
 
 def best_cuts(inputs: Sequence[Tokens]) -> tuple[int, ...]:
-    """The cuts with the fewest tokens computed, PASS_COST included: a shortest path over branching
-    points and ends."""
+    """The cheapest cuts, a shortest path over branching points and ends of the inputs."""
     leaves = sorted(set(inputs))
     lengths = np.array([len(leaf) for leaf in leaves])
     common = np.array([0, *(_common(a, b) for a, b in pairwise(leaves))])
@@ -150,7 +166,7 @@ def best_cuts(inputs: Sequence[Tokens]) -> tuple[int, ...]:
     for here, start in enumerate(points[:-1]):
         alive = lengths > start
         rows = (common[alive, None] < points[None, here + 1 :]).sum(axis=0)
-        total = cost[here] + PASS_COST + rows * (points[here + 1 :] - start)
+        total = cost[here] + PASS_COST + rows * (points[here + 1 :] - start + POSITION_COST * start)
         better = total < cost[here + 1 :]
         cost[here + 1 :][better] = total[better]
         came[here + 1 :][better] = here
@@ -169,94 +185,40 @@ def shared_length(item: EncodedChoices) -> int:
 def tokens_of(batch: Batch, items: Sequence[EncodedChoices]) -> int:
     """Tokens that a batch sends through the model, padding included."""
     trie = cut([tokens for index in batch.items for tokens in items[index].inputs], batch.cuts)
-    return sum(len(level.rows) * (level.end - level.start) for level in trie.levels)
+    return sum(level.tokens for level in trie.levels)
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """What the planner needs to know of an item: the shared beginning and the rows beyond it."""
+    """What the planner needs to know of an item.
+
+    Attributes:
+        index: of the item.
+        shared: common beginning of its inputs.
+        rows: distinct inputs.
+        tails: tokens of the distinct inputs beyond the common beginning.
+        longest: length of the longest input.
+    """
 
     index: int
     shared: Tokens
     rows: int
+    tails: int
     longest: int
 
     @classmethod
     def of(cls, index: int, item: EncodedChoices) -> _Shape:
         shared = item.inputs[0][: shared_length(item)]
-        tails = {tokens[len(shared) :] for tokens in item.inputs} - {()}
-        return cls(index, shared, len(tails), max(map(len, item.inputs)))
+        inputs = set(item.inputs)
+        tails = sum(len(tokens) - len(shared) for tokens in inputs)
+        return cls(index, shared, len(inputs), tails, max(map(len, inputs)))
 
-
-_ORDERS: tuple[Callable[[_Shape], Any], ...] = (
-    lambda shape: (len(shape.shared), shape.longest, shape.shared, shape.index),
-    lambda shape: (len(shape.shared), shape.shared, shape.index),
-    lambda shape: (shape.shared, shape.index),
-)
-"""Equal lengths together (no padding), or equal beginnings together (shared templates): the cheaper
-plan wins."""
-
-
-def _segment(order: list[_Shape], limit: int, share: bool) -> tuple[float, list[list[_Shape]]]:
-    """Cheapest split of an order into consecutive batches, by dynamic programming from the end."""
-    best = [float("inf")] * len(order) + [0.0]
-    stop = [0] * len(order)
-    overlap = [_common(a.shared, b.shared) for a, b in pairwise(order)] + [0]
-    for first in reversed(range(len(order))):
-        group = _Group()
-        for last in range(first, min(first + MAX_ITEMS, len(order))):
-            group.add(order[last], overlap[last - 1] if last > first else len(order[last].shared))
-            cost, width = group.cost() if share else group.plain_cost()
-            if last > first and (
-                width > limit or group.rows * group.longest > _CACHE_FACTOR * limit
-            ):
-                break
-            if cost + best[last + 1] < best[first]:
-                best[first], stop[first] = cost + best[last + 1], last + 1
-    groups, at = [], 0
-    while at < len(order):
-        groups.append(order[at : stop[at]])
-        at = stop[at]
-    return best[0], groups
-
-
-class _Group:
-    """Running totals of a candidate batch, with the cost of its best simple cut."""
-
-    def __init__(self) -> None:
-        self.size = self.rows = self.longest = 0
-        self.begin = self.overlap = 1 << 30
-        self.childless: Counter[int] = Counter()
-
-    def add(self, shape: _Shape, overlap: int) -> None:
-        length = len(shape.shared)
-        self.size += 1
-        self.rows += max(1, shape.rows)
-        self.longest = max(self.longest, shape.longest)
-        self.begin = min(self.begin, length)
-        self.overlap = min(self.overlap, overlap, length)
-        if not shape.rows:
-            self.childless[length] += 1
-
-    def plain_cost(self) -> tuple[float, int]:
-        width = self.rows * self.longest
-        return PASS_COST + width, width
-
-    def cost(self) -> tuple[float, int]:
-        """(tokens and passes of the best of four simple cuts, widest pass in tokens)."""
-        begin, overlap = self.begin, self.overlap
-        tail = (self.rows - self.childless[begin]) * (self.longest - begin)
-        tail_cost = PASS_COST + tail if tail else 0
-        found = [
-            self.plain_cost(),
-            (PASS_COST + self.size * begin + tail_cost, max(self.size * begin, tail)),
-        ]
-        if 0 < overlap < begin:
-            middle = self.size * (begin - overlap)
-            late = self.rows * (self.longest - overlap)
-            found.append((2 * PASS_COST + overlap + middle + tail_cost, max(overlap, middle, tail)))
-            found.append((2 * PASS_COST + overlap + late, max(overlap, late)))
-        return min(found)
+    def tokens(self, before: _Shape | None, share: bool) -> int:
+        """Tokens that the item adds to a batch after another one."""
+        if not share:
+            return self.rows * self.longest
+        known = _common(before.shared, self.shared) if before is not None else 0
+        return len(self.shared) - known + self.tails
 
 
 def _batch(group: list[_Shape], items: Sequence[EncodedChoices], share: bool) -> Batch:

@@ -29,9 +29,9 @@ from calibit.runs import Run, TokenLosses
 if TYPE_CHECKING:
     from calibit.tasks import Item
 
-BATCH_TOKENS = 1024
-"""Tokens per forward pass by default: past some 400 a CPU gains nothing, and a batch is what a
-killed run loses."""
+BATCH_TOKENS = 2048
+"""Tokens of a batch by default: a few seconds of a small model on a CPU, which is what a killed run
+loses."""
 
 SPEEDS = ("quick", "full")
 
@@ -93,7 +93,7 @@ def evaluate(
         seed: of that sample, and of models with a random part.
         bos: `tokenizer`, `always` or `never`.
         unconditional: also score the choices after an empty context, for rule `pmi`.
-        batch_tokens: tokens per forward pass.
+        batch_tokens: tokens of a batch, which is the unit of work that is stored.
         max_length: longest input in tokens; default the model's context.
         store_docs: write prompts and choices beside the numbers.
         speed: `quick` or `full` also measures tokens per second.

@@ -151,7 +151,8 @@ def _stored_meta(folder: Path, job: Mapping[str, Any], *, resume: bool) -> dict[
             name, stored, own = _first_difference(key, meta.get(key), wanted)
             raise ValueError(
                 f"[evaluate] expected the same job as the run in {folder}, which has {name} "
-                f"{_short(stored)}, got {_short(own)}; nothing is overwritten, choose another folder"
+                f"{_short(stored)}, got {_short(own)}; nothing is overwritten, choose another "
+                "folder"
             )
     return meta
 
