@@ -300,11 +300,18 @@ def test_head_is_calibrated_on_the_quantized_model() -> None:
 
 
 def test_sequences_of_different_lengths_calibrate_too() -> None:
-    rows = [tiny_models.tokens(1, length, seed=length)[0] for length in (7, 30, 18)]
+    rows = [tiny_models.tokens(1, length, seed=length)[0] for length in (7, 60, 18)]
     model = tiny_models.build("mistral")
     report = quantize_model(model, SCHEME, calibration=rows)
     assert report.notes == ()
-    assert report.calibration is not None and report.calibration["tokens"] == 55
+    assert report.calibration is not None and report.calibration["tokens"] == 85
+
+
+def test_fewer_tokens_than_inputs_is_said() -> None:
+    report = quantize_model(
+        tiny_models.build("llama"), SCHEME, calibration=tiny_models.tokens(1, 40)
+    )
+    assert "40 calibration tokens for layers of up to 80 inputs" in report.notes[0]
 
 
 class Odd(nn.Module):

@@ -64,11 +64,11 @@ def solve_model_(
     samples = [sequence[None].to(device) for sequence in calibration.sequences]
     _check_ids(model, samples)
     pending = {layer.name: (layer, scheme) for layer, scheme in jobs}
-    notes: tuple[str, ...] = ()
+    notes = _few_tokens(jobs, calibration)
     try:
         replay = record(model, samples, partial(_forward, model))
     except NotReplayable as reason:
-        notes = (f"calibrated on passes of the whole model, not block by block: {reason}",)
+        notes += (f"calibrated on passes of the whole model, not block by block: {reason}",)
     else:
         inside = {name: job for name, job in pending.items() if name.startswith(f"{replay.name}.")}
         for row in _solve_blocks_(model, inside, replay):
@@ -240,6 +240,17 @@ def _forward(model: nn.Module, ids: torch.Tensor) -> object:
     if hasattr(model, "config"):
         return model(input_ids=ids, use_cache=False)
     return model(ids)
+
+
+def _few_tokens(jobs: Sequence[Job], calibration: Calibration) -> tuple[str, ...]:
+    """A note when a Hessian cannot have full rank."""
+    widest = max(layer.shape[1] for layer, _ in jobs)
+    if calibration.tokens >= widest:
+        return ()
+    return (
+        f"{calibration.tokens} calibration tokens for layers of up to {widest} inputs: the result "
+        "rests on the damping; give more text",
+    )
 
 
 def _check_ids(model: nn.Module, samples: Sequence[torch.Tensor]) -> None:
