@@ -239,7 +239,7 @@ def summed(model: nn.Module, names: list[str], ids: torch.Tensor) -> dict[str, t
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGURATIONS)
 def test_block_by_block_gives_the_codes_of_whole_model_passes(name: str) -> None:
-    ids = tiny_models.tokens(4, 40)
+    ids = tiny_models.tokens(5, 40)
     model = tiny_models.build(name)
     expected = reference_codes(copy.deepcopy(model), ids, SCHEME)
     report = quantize_model(model, SCHEME, calibration=ids)
