@@ -227,6 +227,17 @@ def test_two_byte_floats_share_contexts_within_their_rounding() -> None:
     assert choose_method(model, items).shared_context
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "qwen2"])
+def test_scores_on_a_gpu_equal_the_definition_on_the_cpu(name: str) -> None:
+    model, items = tiny_models.build(name), encoded(toy_items())
+    expected = np.concatenate([definition(model, item)[0] for item in items])
+    method = choose_method(model.to("cuda"), items)
+    assert method.shared_context, method.reason
+    scores = scored(model, items, plan(items, batch_tokens=128), method.head)
+    np.testing.assert_allclose(flat(scores), expected, atol=TOLERANCE, rtol=0)
+
+
 def test_run_holds_what_the_definition_says() -> None:
     model, items = tiny_models.build("llama"), toy_items(5)
     run = evaluate(model, tiny_tokenizers.build(), items)
@@ -355,6 +366,11 @@ def test_limit_samples_each_task() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(tiny_models.build("llama"), tiny_tokenizers.build(), toy_items(1), **options)
+
+
+def test_nothing_to_do_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[evaluate\] expected tasks with items, or a text"):
+        evaluate(tiny_models.build("llama"), tiny_tokenizers.build())
 
 
 def test_repeated_ids_are_refused() -> None:

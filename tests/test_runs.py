@@ -294,6 +294,20 @@ def test_run_killed_before_each_rename_ends_byte_identical(finished: Path, tmp_p
     assert content(folder) == content(finished)
 
 
+@pytest.mark.usefixtures("_fork_server")
+def test_resuming_with_other_threads_is_recorded(finished: Path, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", batch=2)
+    process.join()
+    torch.set_num_threads(2)
+    try:
+        run = run_into(tmp_path / "run")
+    finally:
+        torch.set_num_threads(1)
+    assert run.meta["threads"] == 1
+    assert [environment["threads"] for environment in run.meta["resumed_with"]] == [2]
+    assert "resumed_with" not in Run.load(finished).meta
+
+
 def test_weight_hash_follows_content_names_and_dtype() -> None:
     model = tiny_models.build("llama")
     assert weight_hash(model) == weight_hash(tiny_models.build("llama"))

@@ -109,9 +109,9 @@ def evaluate(
         RuntimeError: if another process is writing the folder.
 
     Example:
-        >>> run = evaluate(model, tokenizer, ["probe"], out="runs/nf4", scheme="nf4")  # doctest:
-        +SKIP >>> run.scores().n                                                             #
-        doctest: +SKIP 1080
+        >>> run = evaluate(model, tokenizer, ["probe"], out="runs/nf4")  # doctest: +SKIP
+        >>> run.scores().n, run.path.name                                # doctest: +SKIP
+        (1452, 'nf4')
     """
     if speed is not None and speed not in SPEEDS:
         raise ValueError(f"[evaluate] expected speed to be {' or '.join(SPEEDS)}, got {speed!r}")
@@ -120,6 +120,8 @@ def evaluate(
             raise ValueError(f"[evaluate] expected {name} of at least 1, got {value}")
     options = Options(scheme, seed, bos, unconditional, batch_tokens, max_length, store_docs)
     items, texts = collect_items(tasks, limit=limit, seed=seed), collect_texts(text)
+    if not items and not texts:
+        raise ValueError("[evaluate] expected tasks with items, or a text, got neither")
     with (
         _evaluating(model),
         nullcontext(out) if out is not None else tempfile.TemporaryDirectory() as folder,

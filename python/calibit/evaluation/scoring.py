@@ -77,7 +77,7 @@ class Scorer:
     def __init__(self, model: Any, *, head: str = "full") -> None:
         self.model = model
         self.head = head
-        self.layer: nn.Module | None = model.get_output_embeddings()
+        self.layer: Any = model.get_output_embeddings()  # None in mode "full" alone
 
     def choices(self, items: Sequence[EncodedChoices], batch: Batch) -> list[ChoiceScores]:
         """Scores of the items of a batch, in the batch's order."""
@@ -152,7 +152,6 @@ class Scorer:
 
     def _slices(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
         """Logits of picked hidden states `[P, H]`, a bounded number at a time."""
-        assert self.layer is not None
         step = max(1, _SLICE // self.model.config.get_text_config().vocab_size)
         for start in range(0, len(hidden), step):
             with torch.no_grad():

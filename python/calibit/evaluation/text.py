@@ -1,10 +1,11 @@
 """Perplexity texts: how a text becomes windows of token ids, under a named protocol.
 
 `gptq`: the parts, joined by blank lines, are encoded once, cut into disjoint windows of 2,048
-    tokens (another length is part of the protocol's name),
-the tail dropped; every token of a window but its first is scored. This is the convention of the
-GPTQ paper's code. `documents`: one sequence per document, cut to the model's context; every token
-but the first is scored.
+tokens (another length is part of the protocol's name), the tail dropped; every token of a window
+but its first is scored. This is the convention of the GPTQ paper's code.
+
+`documents`: one sequence per document, cut to the model's context; every token but the first is
+scored.
 """
 
 from __future__ import annotations
