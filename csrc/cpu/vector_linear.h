@@ -9,57 +9,21 @@
 //   few rows of x: codes are decoded in registers and multiplied at once (fused_span);
 //   more rows: 64 rows of W x one span are decoded into a panel in cache (decode_span), which a
 //   register tile of V::kRows x V::kTiles then multiplies with all rows of x (multiply).
-//
-// V gives: Float, Int; kWidth lanes; kRows, kTiles; Table, table(float[16]); load, store, set1,
-// add, sub, mul, fma; load_words, srl, sll, both (and), either (or), to_float, from_half,
-// from_bytes, from_e8m0, prefetch; lookup<bits>; kWordLookup and, if true, lookup_nibbles.
-#include "core/scalar.h"
+#include "cpu/vector.h"
 
 namespace calibit {
 namespace {
 
 constexpr int kBlockRows = int(kBlockTiles * kTileRows);
-// Up to this many rows of x the decoding is the larger part, and a panel would only add traffic.
-constexpr int kFusedRows = 4;
-// Rows of x per pass over W: their span (480 bytes a row) and their sums stay in a 512 KB cache,
-// and the cost of decoding disappears. A multiple of the register tiles of 6 and 12 rows.
-constexpr int64_t kPassRows = 240;
+// One pass over W takes at most kPassRows rows of x and kPassTiles tiles of W, as equal parts. Its
+// span of x and its sums (96 and 192 KB) stay in a 512 KB cache; copying x costs 1 / (16
+// kPassTiles) and decoding 4 / kPassRows of the multiplications. kPassRows is a multiple of the
+// register tiles of 6 and 12 rows.
+constexpr int64_t kPassRows = 192, kPassTiles = 16, kPassColumns = kPassTiles * kTileRows;
+// How far ahead of the decoder the stream of codes is fetched.
+constexpr int64_t kPrefetchBytes = 8192;
 
-// ---- compile-time loops
-// ---------------------------------------------------------------------------
-
-template <int N>
-struct Const {
-  constexpr operator int() const { return N; }
-};
-template <int... i>
-struct Ints {};
-template <int N, int... i>
-struct Count : Count<N - 1, N - 1, i...> {};
-template <int... i>
-struct Count<0, i...> {
-  using type = Ints<i...>;
-};
-// f(Const<0>{}), ..., f(Const<N-1>{}), inlined: for indices that must be constants. Loops over
-// registers are plain loops with an unroll pragma, which compile much faster.
-template <class F, int... i>
-[[gnu::always_inline]] inline void unroll_ints(const F& f, Ints<i...>) {
-  (f(Const<i>{}), ...);
-}
-template <int N, class F>
-[[gnu::always_inline]] inline void unroll(const F& f) {
-  unroll_ints(f, typename Count<N>::type{});
-}
-// f(Const<n>{}) for n in 1..N.
-template <int N, class F>
-inline auto with_count(int64_t n, const F& f) {
-  if constexpr (N > 1)
-    if (n < N) return with_count<N - 1>(n, f);
-  return f(Const<N>{});
-}
-
-// ---- decoding
-// -------------------------------------------------------------------------------------
+// ---- decoding ----
 
 // After `words` words the positions of the codes inside their words repeat.
 template <int bits>
@@ -78,7 +42,7 @@ struct CodeStream {
 
   typename V::Int load(int word, int vector) const {
     const uint8_t* at = words + word * stride + vector * V::kWidth * 4;
-    V::prefetch(at);
+    if (vector * V::kWidth * 4 % 64 == 0) V::prefetch(at + kPrefetchBytes);
     return V::load_words(at);
   }
 };
@@ -183,14 +147,6 @@ struct GroupData {
   }
 };
 
-template <class V>
-typename V::Table make_table(const PackedWeight& w) {
-  float entries[16] = {};
-  if (w.codebook && w.spec.bits <= 4)  // repeated, so that a lookup may ignore the higher bits
-    for (int i = 0; i < 16; ++i) entries[i] = w.codebook[i & ((1 << w.spec.bits) - 1)];
-  return V::table(entries);
-}
-
 // f(tile, count) for the part of each block that lies in [begin, end).
 template <class F>
 void for_each_block(int64_t begin, int64_t end, const F& f) {
@@ -223,8 +179,7 @@ void write_outputs(const LinearArgs& a, int64_t m0, int64_t rows, int64_t tile, 
   }
 }
 
-// ---- few rows of x
-// --------------------------------------------------------------------------------
+// ---- few rows of x ----
 
 // total[m][r] += scale[r] * sum over `count` columns of x[m] * value, for the rows of `strip`
 // vectors.
@@ -299,7 +254,7 @@ void linear_fused(const LinearArgs& a, int64_t tile_begin, int64_t tile_end) {
   const bool has_table = a.w.codebook != nullptr;
   const FusedSpanFn<V> run_wide = choose_fused_span<V, m, wide>(s.bits, has_table),
                        run_narrow = choose_fused_span<V, m, narrow>(s.bits, has_table);
-  const typename V::Table table = make_table<V>(a.w);
+  const typename V::Table table = make_table<V>(a.w.codebook, s.bits);
   for_each_block(tile_begin, tile_end, [&](int64_t tile, int64_t count) {
     const int64_t rows = count * kTileRows;
     alignas(64) float total[m * kBlockRows] = {};
@@ -319,20 +274,19 @@ void linear_fused(const LinearArgs& a, int64_t tile_begin, int64_t tile_end) {
   });
 }
 
-// ---- many rows of x
-// -------------------------------------------------------------------------------
+// ---- many rows of x ----
 
-// What one pass keeps in cache: kPassRows rows of x, one span each, and their sums.
+// What one pass keeps in cache: a span of x, and sums.
 struct Pass {
   alignas(64) float x[kPassRows][kSpan];
-  alignas(64) float total[kPassRows][kSpan];
+  alignas(64) float total[kPassRows][kPassColumns];
 };
 
 // total[m][16 t + r] += scale[16 t + r] * sum over j of x[m][j] * panel[t][j][r], for `rows` rows m
-// and V::kWidth * vectors columns. panel [tiles][kSpan][16].
+// and `tile_count` tiles t. panel [tile_count][kSpan][16].
 template <class V, int rows, int tile_count>
-void multiply_block(const float* x, const float* panel, int64_t count, const float* scales,
-                    float* total) {
+void multiply_rows(const float* x, const float* panel, int64_t count, const float* scales,
+                   float* total) {
   using Float = typename V::Float;
   constexpr int per_tile = int(kTileRows) / V::kWidth, vectors = tile_count * per_tile;
   Float sum[rows][vectors];
@@ -355,43 +309,43 @@ void multiply_block(const float* x, const float* panel, int64_t count, const flo
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
-      float* to = total + m * kSpan + v * V::kWidth;
+      float* to = total + m * kPassColumns + v * V::kWidth;
       V::store(to, V::fma(sum[m][v], V::load(scales + v * V::kWidth), V::load(to)));
     }
 }
 
-// The same for all rows of a pass and any number of tiles.
-template <class V>
-void multiply(Pass& pass, int64_t rows, const float* panel, int64_t tile_count, int64_t count,
-              const float* scales) {
-  using Block = void (*)(const float*, const float*, int64_t, const float*, float*);
-  for (int64_t t = 0; t < tile_count;) {
-    const int64_t step = min_i64(V::kTiles, tile_count - t);
-    for (int64_t m = 0; m < rows;) {
-      const int64_t left = rows - m, block = ceil_div(left, ceil_div(left, V::kRows));
-      const auto run = with_count<V::kRows>(block, [&](auto r) -> Block {
-        if constexpr (V::kTiles > 1)
-          if (step == V::kTiles) return multiply_block<V, r, V::kTiles>;
-        return multiply_block<V, r, 1>;
-      });
-      run(pass.x[m], panel + t * kSpan * kTileRows, count, scales + t * kTileRows,
-          pass.total[m] + t * kTileRows);
-      m += block;
-    }
-    t += step == V::kTiles ? step : 1;
+// The same for all rows of a pass, into its columns [column, column + 16 tile_count).
+template <class V, int tile_count>
+void multiply(Pass& pass, int64_t rows, const float* panel, int64_t count, const float* scales,
+              int64_t column) {
+  using Rows = void (*)(const float*, const float*, int64_t, const float*, float*);
+  for (int64_t m = 0; m < rows;) {
+    const int64_t left = rows - m, block = ceil_div(left, ceil_div(left, V::kRows));
+    const Rows run =
+        with_count<V::kRows>(block, [](auto r) -> Rows { return multiply_rows<V, r, tile_count>; });
+    run(pass.x[m], panel, count, scales, pass.total[m] + column);
+    m += block;
   }
 }
 
+// Neighbouring rows of x lie on different pages, where no hardware prefetcher follows.
+template <class V>
 void copy_rows(float (*to)[kSpan], const float* from, int64_t stride, int64_t rows, int64_t count) {
-  for (int64_t m = 0; m < rows; ++m)
-    __builtin_memcpy(to[m], from + m * stride, size_t(count) * sizeof(float));
+  constexpr int64_t ahead = 8;
+  for (int64_t m = 0; m < rows; ++m, from += stride) {
+    for (int64_t j = 0; j < count && m + ahead < rows; j += 16)
+      V::prefetch(from + ahead * stride + j);
+    int64_t j = 0;
+    for (; j + V::kWidth <= count; j += V::kWidth) V::store(to[m] + j, V::load(from + j));
+    for (; j < count; ++j) to[m][j] = from[j];
+  }
 }
 
 // Decodes one span of one group of whole tiles; zero points of codebook weights are taken off here.
 template <class V>
 struct PanelDecoder {
   const PackedWeight& w;
-  const typename V::Table table = make_table<V>(w);
+  const typename V::Table table = make_table<V>(w.codebook, w.spec.bits);
   const DecodeSpan<V> decode = choose_decode_span<V>(w.spec.bits, w.codebook != nullptr);
 
   void operator()(const GroupData<V>& group, int64_t k0, int64_t count, int64_t row,
@@ -403,39 +357,60 @@ struct PanelDecoder {
   }
 };
 
+// Length of the equal parts, multiples of `step`, that a range of n is cut into to keep below
+// `most`.
+int64_t part_length(int64_t n, int64_t most, int64_t step) {
+  return ceil_div(ceil_div(n, ceil_div(n, most)), step) * step;
+}
+
+// pass.total += span [k0, k0 + count) of group g times pass.x, for the tiles [begin, end).
+template <class V>
+void add_span(Pass& pass, int64_t rows, const PanelDecoder<V>& decode, int64_t begin, int64_t end,
+              int64_t g, int64_t k0, int64_t count) {
+  alignas(64) float panel[V::kTiles][kSpan * kTileRows];
+  for_each_block(begin, end, [&](int64_t tile, int64_t block) {
+    const GroupData<V> group(decode.w, tile, block, g);
+    for (int64_t t = 0; t < block;) {
+      const bool full = block - t >= V::kTiles;
+      const int64_t step = full ? V::kTiles : 1, column = (tile - begin + t) * kTileRows;
+      for (int64_t i = 0; i < step; ++i) decode(group, k0, count, (t + i) * kTileRows, panel[i]);
+      const auto run = full ? multiply<V, V::kTiles> : multiply<V, 1>;
+      run(pass, rows, panel[0], count, group.scales + t * kTileRows, column);
+      t += step;
+    }
+  });
+}
+
 template <class V>
 void linear_panels(const LinearArgs& a, int64_t tile_begin, int64_t tile_end) {
   const WeightSpec& s = a.w.spec;
   const PanelDecoder<V> decode{a.w};
-  alignas(64) float panel[kBlockTiles][kSpan * kTileRows];
+  const int64_t rows_of_pass = part_length(a.m, kPassRows, V::kRows),
+                tiles_of_pass = part_length(tile_end - tile_begin, kPassTiles, 1);
   Pass pass;
-  for (int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
-    const int64_t rows = min_i64(kPassRows, a.m - m0);
-    for_each_block(tile_begin, tile_end, [&](int64_t tile, int64_t count) {
+  for (int64_t m0 = 0; m0 < a.m; m0 += rows_of_pass)
+    for (int64_t begin = tile_begin; begin < tile_end; begin += tiles_of_pass) {
+      const int64_t rows = min_i64(rows_of_pass, a.m - m0),
+                    end = min_i64(begin + tiles_of_pass, tile_end);
       __builtin_memset(pass.total, 0, size_t(rows) * sizeof pass.total[0]);
-      for (int64_t g = 0; g < groups(s); ++g) {
-        const GroupData<V> group(a.w, tile, count, g);
-        for_each_span(s, g, [&](int64_t k0, int64_t length) {
-          copy_rows(pass.x, a.x + m0 * s.k + g * s.group + k0, s.k, rows, length);
-          for (int64_t t = 0; t < count; ++t) decode(group, k0, length, t * kTileRows, panel[t]);
-          multiply<V>(pass, rows, panel[0], count, length, group.scales);
+      for (int64_t g = 0; g < groups(s); ++g)
+        for_each_span(s, g, [&](int64_t k0, int64_t count) {
+          copy_rows<V>(pass.x, a.x + m0 * s.k + g * s.group + k0, s.k, rows, count);
+          add_span(pass, rows, decode, begin, end, g, k0, count);
         });
-      }
-      write_outputs(a, m0, rows, tile, count, pass.total[0], kSpan);
-    });
-  }
+      write_outputs(a, m0, rows, begin, end - begin, pass.total[0], kPassColumns);
+    }
 }
 
 // A codebook with zero points is rare enough to have the panel only.
 template <class V>
 void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end) {
   const bool shifted_table = a.w.codebook && a.w.spec.zero != ZeroType::none;
-  if (a.m > kFusedRows || shifted_table) return linear_panels<V>(a, tile_begin, tile_end);
-  with_count<kFusedRows>(a.m, [&](auto m) { linear_fused<V, m>(a, tile_begin, tile_end); });
+  if (a.m > V::kFusedRows || shifted_table) return linear_panels<V>(a, tile_begin, tile_end);
+  with_count<V::kFusedRows>(a.m, [&](auto m) { linear_fused<V, m>(a, tile_begin, tile_end); });
 }
 
-// ---- input gradient
-// -------------------------------------------------------------------------------
+// ---- input gradient ----
 
 // One block of W x one span as the right factor of grad [M, rows] W [rows, columns]: panel
 // [columns / 16][kSpan][16] holds scale * value of row r at [c][r][column % 16].
@@ -459,19 +434,21 @@ void linear_input_grad(const LinearInputGradArgs& a, int64_t group_begin, int64_
   const WeightSpec& s = a.w.spec;
   const PanelDecoder<V> decode{a.w};
   alignas(64) float panel[kSpan / kTileRows][kSpan * kTileRows] = {};
-  float ones[kSpan];
+  float ones[kTileRows];
   for (float& one : ones) one = 1;
+  const int64_t rows_of_pass = part_length(a.m, kPassRows, V::kRows);
   Pass pass;
   for (int64_t g = group_begin; g < group_end; ++g)
     for_each_span(s, g, [&](int64_t k0, int64_t length) {
-      for (int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
-        const int64_t rows = min_i64(kPassRows, a.m - m0);
+      for (int64_t m0 = 0; m0 < a.m; m0 += rows_of_pass) {
+        const int64_t rows = min_i64(rows_of_pass, a.m - m0);
         __builtin_memset(pass.total, 0, size_t(rows) * sizeof pass.total[0]);
         for_each_block(0, tiles(s), [&](int64_t tile, int64_t count) {
           const int64_t n0 = tile * kTileRows, depth = min_i64(count * kTileRows, s.n - n0);
-          copy_rows(pass.x, a.grad + m0 * s.n + n0, s.n, rows, depth);
+          copy_rows<V>(pass.x, a.grad + m0 * s.n + n0, s.n, rows, depth);
           decode_transposed(decode, tile, count, g, k0, length, panel[0]);
-          multiply<V>(pass, rows, panel[0], ceil_div(length, kTileRows), depth, ones);
+          for (int64_t c = 0; c < ceil_div(length, kTileRows); ++c)
+            multiply<V, 1>(pass, rows, panel[c], depth, ones, c * kTileRows);
         });
         float* dx = a.dx + m0 * s.k + g * s.group + k0;
         for (int64_t m = 0; m < rows; ++m)

@@ -142,6 +142,19 @@ void check_invariance(const Problem& p, const Kernels& kernels) {
   CHECK(split == batch);
 }
 
+// The vector tables do the same arithmetic, a lane per row: the same bits at every width.
+void check_agreement(const Problem& p, const std::vector<const Kernels*>& tables) {
+  const std::int64_t m = 7, n = p.spec.n, k = p.spec.k;
+  const std::vector<float> x = normal(static_cast<std::size_t>(m * k), 9);
+  std::vector<float> first, y(static_cast<std::size_t>(m * n));
+  for (const Kernels* kernels : tables) {
+    if (std::strcmp(kernels->name, "portable") == 0) continue;
+    linear({p.packed_view(), x.data(), nullptr, y.data(), m}, *kernels, serial_for);
+    if (first.empty()) first = y;
+    CHECK(y == first);
+  }
+}
+
 void check_input_grad(const Problem& p, const Kernels& kernels, const std::vector<double>& w) {
   const std::int64_t m = 3, n = p.spec.n, k = p.spec.k;
   const std::vector<float> grad = normal(static_cast<std::size_t>(m * n), 8);
@@ -171,6 +184,7 @@ void check_all(const Format& f, std::int64_t n, std::int64_t k, std::int64_t gro
   const Problem portable(f, n, k, group, zero, nest, portable_kernels, seed);
   const std::vector<double> w = reference_weight(portable);
   check_pack(portable);
+  check_agreement(portable, supported_kernels());
   for (const Kernels* kernels : supported_kernels()) {
     check_quantize(Problem(f, n, k, group, zero, nest, *kernels, seed), portable);
     check_dequantize(portable, *kernels, w);
