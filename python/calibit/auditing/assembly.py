@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibit.auditing import models
-from calibit.auditing.job import Job
+from calibit.auditing.job import TEXT, Job
 from calibit.auditing.models import BASELINE, Entry
 from calibit.auditing.result import SCHEMA
 
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from calibit.comparison import Comparison, RunLike
     from calibit.verdict import Policy
 
-SAME_TEXT = (
+SAME_KIND = (
     "GPTQ was calibrated on the same kind of text as the perplexity is measured on (other parts of "
     "it): its perplexity may look better here than on your text."
+)
+SAME_TEXT = (
+    "GPTQ was calibrated on the very text that the perplexity is measured on: its perplexity looks "
+    "better here than on any other text."
 )
 
 
@@ -63,7 +68,7 @@ def assemble(
     command: str,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of `audit.json`.
+    """The content of `audit.json`, in JSON types.
 
     Args:
         job: what was asked for.
@@ -79,7 +84,7 @@ def assemble(
     candidates = [
         _candidate(entry, runs, records, comparisons, errors, job) for entry in entries[1:]
     ]
-    return {
+    content = {
         "schema": SCHEMA,
         "calibit": base["versions"]["calibit"],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -98,6 +103,7 @@ def assemble(
         "candidates": candidates,
         "warnings": [*notes, *_warnings(job, entries, runs, records, comparisons)],
     }
+    return json.loads(json.dumps(content, allow_nan=False))
 
 
 def _baseline(
@@ -219,11 +225,14 @@ def _warnings(
             continue
         found += models.lineage(entry, job, base, records[entry.name])
         found += [f"{entry.name}: {note}." for note in records[entry.name].get("notes") or ()]
-        found += [_capital(warning) for warning in comparisons[entry.name].warnings]
+        found += [_named(warning, entry.name) for warning in comparisons[entry.name].warnings]
     if any(entry.kind == "gptq" for entry in entries) and job.text == job.calibration:
-        found.append(SAME_TEXT)
+        found.append(SAME_KIND if job.text == TEXT else SAME_TEXT)
     return list(dict.fromkeys(found))
 
 
-def _capital(sentence: str) -> str:
+def _named(sentence: str, candidate: str) -> str:
+    """A comparison's warning with the names that the audit uses."""
+    sentence = sentence.replace("the reference", "the baseline")
+    sentence = sentence.replace("the candidate", candidate)
     return sentence[:1].upper() + sentence[1:].rstrip(".") + "."

@@ -80,6 +80,7 @@ def audit(
     rigor: str = jobs.RIGOR[0],
     policy: Mapping[str, Any] | str | Path | None = None,
     calibration: str | Path = jobs.TEXT,
+    speed: str = jobs.SPEEDS[1],
     device: str = "cpu",
     dtype: str = "auto",
     seed: int = 0,
@@ -101,6 +102,7 @@ def audit(
         policy: margins of the verdict, a mapping or a YAML file; by default those of
             `calibit.verdict.Policy`.
         calibration: text that GPTQ calibrates on: `pydoc` or a file.
+        speed: how long tokens per second are measured: `none`, `quick` or `full`.
         device, dtype: where and in what the models run; `auto` keeps the stored dtype.
         seed: of samples and intervals.
         progress: stream that shows how far the audit is, for example `sys.stderr`; None is silent.
@@ -125,6 +127,7 @@ def audit(
         text=jobs.NO_TEXT if text is None else jobs.local(text),
         limit=limit,
         rigor=rigor,
+        speed=speed,
         policy=assembly.policy_dict(policy),
         calibration=jobs.local(calibration),
         device=device,
@@ -164,10 +167,12 @@ def run_job(
 
 def _check(job: Job) -> list[Entry]:
     """Refuse what can be refused before anything is loaded."""
-    if job.rigor not in jobs.RIGOR:
-        raise ValueError(
-            f"[audit] expected rigor to be one of {', '.join(jobs.RIGOR)}, got {job.rigor!r}"
-        )
+    for name, value, known in (
+        ("rigor", job.rigor, jobs.RIGOR),
+        ("speed", job.speed, jobs.SPEEDS),
+    ):
+        if value not in known:
+            raise ValueError(f"[audit] expected {name} to be one of {known}, got {value!r}")
     models.check_exists(job.model, "MODEL")
     for source in job.candidates:
         models.check_exists(source, "--candidates")
@@ -228,7 +233,7 @@ def _measure(state: _State, entry: Entry, *, first_stage: int) -> None:
         seed=state.job.seed,
         bos=state.job.bos,
         store_docs=state.job.store_docs,
-        speed="quick",
+        speed=jobs.speed_option(state.job),
         command=state.command,
         progress=_tokens_to(state.progress),
         unconditional=state.job.rule == "pmi",

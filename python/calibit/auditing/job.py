@@ -19,6 +19,7 @@ TASKS = ("probe",)
 TEXT = "pydoc"
 NO_TEXT = "none"
 RIGOR = ("quick",)
+SPEEDS = ("none", "quick", "full")
 
 QUICK_LIMIT = 600
 """Items of each task: six models of 135M parameters then fit six minutes on two cores."""
@@ -45,6 +46,7 @@ class Job:
         text_window, text_tokens: window length and number of scored tokens of the text.
         calibration: text the solver calibrates on: `pydoc` or a file.
         rigor: how many controls run.
+        speed: how long tokens per second are measured: `none`, `quick` or `full`.
         dtype: dtype the baseline is loaded in; `auto` keeps the stored one.
         device: where models run.
         batch_tokens: tokens per forward pass; None takes the default of `evaluate`.
@@ -66,6 +68,7 @@ class Job:
     text_tokens: int = TEXT_TOKENS
     calibration: str = TEXT
     rigor: str = RIGOR[0]
+    speed: str = SPEEDS[1]
     dtype: str = "auto"
     device: str = "cpu"
     batch_tokens: int | None = None
@@ -99,6 +102,11 @@ def local(source: str | Path) -> str:
 def batch_options(job: Job) -> dict[str, Any]:
     """The batch size as an argument of `evaluate`; nothing where its default is wanted."""
     return {} if job.batch_tokens is None else {"batch_tokens": job.batch_tokens}
+
+
+def speed_option(job: Job) -> str | None:
+    """How speed is measured, as an argument of `evaluate`."""
+    return None if job.speed == SPEEDS[0] else job.speed
 
 
 def fingerprint(path: Path) -> str:

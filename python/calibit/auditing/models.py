@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,14 +171,9 @@ def open_model(
 
     check_exists(source, "a model")
     vocabulary = other_tokenizer if _lacks_tokenizer(source) and other_tokenizer else source
-    try:
-        model = _read(source, dtype, trust_remote_code)
+    model = _read(source, dtype, trust_remote_code)
+    with _loading(vocabulary):
         tokenizer = AutoTokenizer.from_pretrained(vocabulary, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise ValueError(
-            f"[audit] expected a model with a tokenizer that transformers can load, got "
-            f"{source!r}: {_first_line(error)}"
-        ) from error
     if model.device != torch.device(device):
         model = model.to(device)
     section = model.config.to_dict().get("quantization_config") or {}
@@ -261,7 +257,7 @@ def check_exists(source: str, what: str) -> None:
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not Path(source).expanduser().exists():
         raise FileNotFoundError(
-            f"[audit] expected a folder or a hub name for {what}, got {source!r}, which does not "
+            f"[model] expected a folder or a hub name for {what}, got {source!r}, which does not "
             "exist"
         )
 
@@ -275,9 +271,23 @@ def _read(source: str, dtype: str, trust_remote_code: bool) -> Any:
     if native.is_checkpoint(source):
         chosen = None if dtype == "auto" else getattr(torch, dtype)
         return native.load(source, dtype=chosen, trust_remote_code=trust_remote_code)
-    return AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    with _loading(source):
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Name the source in what transformers says about it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"[model] expected a model with a tokenizer that transformers can load, got "
+            f"{source!r}: {lines[0]}"
+        ) from error
 
 
 def _lacks_tokenizer(source: str) -> bool:
@@ -295,8 +305,3 @@ def _config(source: str, job: Job) -> Mapping[str, Any]:
 
 def _folder_name(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "candidate"
-
-
-def _first_line(error: Exception) -> str:
-    lines: Sequence[str] = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -75,7 +75,6 @@ def evaluate_model(
     job: Job,
     out: Path | None,
     *,
-    speed: str | None,
     progress: TextIO | None,
     command: str | None = None,
 ) -> Evaluated:
@@ -84,7 +83,6 @@ def evaluate_model(
     Args:
         job: model, tasks, text and settings; schemes and candidates are not used.
         out: folder of the run; None takes `run-<model>`.
-        speed: `quick`, `full` or None.
         progress: stream that shows how far it is; None is silent.
         command: recorded; the command line of this process where omitted.
     """
@@ -115,7 +113,7 @@ def evaluate_model(
             bos=job.bos,
             unconditional=job.rule == "pmi",
             store_docs=job.store_docs,
-            speed=speed,
+            speed=jobs.speed_option(job),
             command=command,
             progress=lambda now: bar.advance(now.done, now.total),
             **jobs.batch_options(job),

@@ -15,7 +15,6 @@ from calibit.commands.options import (
     DONE,
     FAILED,
     JUDGE,
-    MACHINE,
     OUTPUT,
     QUANTIZE,
     VERDICT_CODES,
@@ -59,6 +58,7 @@ def audit(
         str,
         option("How many controls run. quick: none, one evaluation a model.", JUDGE, "--rigor"),
     ] = jobs.RIGOR[0],
+    speed: given.Speed = jobs.SPEEDS[1],
     gate_: Annotated[
         bool,
         option("Exit with the worst verdict: 0 ship, 1 hold, 2 inconclusive.", JUDGE, "--gate"),
@@ -104,13 +104,14 @@ def audit(
         model=jobs.local(model),
         schemes=_schemes(schemes, candidates),
         candidates=tuple(map(jobs.local, given.words(candidates))),
-        tasks=given.words(tasks),
+        tasks=given.task_words(tasks),
         text=jobs.local(text),
         limit=given.limit_of(limit),
         text_window=text_window,
         text_tokens=text_tokens,
         calibration=jobs.local(calib),
         rigor=rigor,
+        speed=speed,
         dtype=dtype,
         device=device,
         batch_tokens=given.batch_tokens_of(batch_size),
@@ -197,9 +198,7 @@ def evaluate(
     rule: given.Rule = "sum",
     level: given.Level = 0.95,
     resamples: given.Resamples = 9999,
-    speed: Annotated[
-        str, option("Also measure tokens per second: none, quick, full.", MACHINE, "--speed")
-    ] = "none",
+    speed: given.Speed = jobs.SPEEDS[0],
     device: given.Device = "cpu",
     dtype: given.Dtype = "auto",
     threads: given.Threads = None,
@@ -232,13 +231,14 @@ def evaluate(
 
     job = jobs.Job(
         model=jobs.local(model),
-        tasks=given.words(tasks),
+        tasks=given.task_words(tasks),
         text=jobs.local(text),
         limit=given.limit_of(limit),
         text_window=text_window,
         text_tokens=text_tokens,
         dtype=dtype,
         device=device,
+        speed=speed,
         batch_tokens=given.batch_tokens_of(batch_size),
         bos=bos,
         rule=rule,
@@ -249,13 +249,7 @@ def evaluate(
         store_docs=log_samples,
     )
     prepare(threads)
-    found = evaluate_model(
-        job,
-        out,
-        speed=None if speed == "none" else speed,
-        progress=progress_to(quiet),
-        command=command_line(),
-    )
+    found = evaluate_model(job, out, progress=progress_to(quiet), command=command_line())
     finish(found.to_dict(), found.path, what="Run", as_json=as_json, show=found.table)
     return DONE
 

@@ -29,6 +29,21 @@ def words(values: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(word for value in values or () for word in value.split(",") if word)
 
 
+def task_words(values: Sequence[str]) -> tuple[str, ...]:
+    """Tasks as one list; a comma may also stand inside one, as in "probe:en,de"."""
+    from calibit.tasks import known
+
+    found: list[str] = []
+    for word in words(values):
+        name = word.partition("=")[0].partition(":")[0]
+        inside = found and ":" in found[-1] and "=" not in found[-1]
+        if inside and name not in known() and not Path(name).is_file():
+            found[-1] += f",{word}"
+        else:
+            found.append(word)
+    return tuple(found)
+
+
 def limit_of(text: str) -> int | None:
     """Items per task; None for `all`.
 
@@ -112,6 +127,9 @@ PolicyFile = Annotated[
     ),
 ]
 
+Speed = Annotated[
+    str, option("How long tokens per second are measured: none, quick, full.", MACHINE, "--speed")
+]
 Device = Annotated[str, option("Where models run: cpu, cuda, cuda:1.", MACHINE, "--device")]
 Dtype = Annotated[
     str, option("auto (as stored), float32, bfloat16 or float16.", MACHINE, "--dtype")

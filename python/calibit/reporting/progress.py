@@ -13,7 +13,14 @@ from typing import Protocol, TextIO
 
 from calibit.reporting import numbers
 
-PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
+PLAIN_EVERY = 15.0
+"""Seconds between lines where there is no terminal."""
+
+ENOUGH = 0.1
+"""Share of a stage after which its own pace says more than what was expected of it."""
+
+LONG = 0.5
+"""Weight of the stages whose time says how fast the machine is; short ones say little."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,11 @@ class Schedule:
         """Begin stage `index`; what came before it is over."""
         self._index, self._share, self._started = index, 0.0, self.clock()
 
+    @property
+    def label(self) -> str:
+        """Label of the current stage."""
+        return self.stages[self._index].label
+
     def advance(self, share: float) -> None:
         """The current stage is done to this share (0..1)."""
         self._share = min(max(share, 0.0), 1.0)
@@ -73,7 +85,7 @@ class Schedule:
     def _current_left(self, unit: float) -> float:
         if self._index < 0 or self._share >= 1:
             return 0.0
-        if self._share > 0.02:
+        if self._share > ENOUGH:
             return (self.clock() - self._started) * (1 - self._share) / self._share
         return self._expected(self.stages[self._index], unit) * (1 - self._share)
 
@@ -89,11 +101,14 @@ class Schedule:
     def _unit(self) -> float | None:
         """Seconds per unit of weight, from finished stages, else from the running one."""
         spent = [
-            (sum(times), len(times) * self.weights[kind]) for kind, times in self._timed.items()
+            (sum(times), len(times) * self.weights[kind])
+            for kind, times in self._timed.items()
+            if self.weights[kind] >= LONG
         ]
         if spent:
             return sum(time for time, _ in spent) / sum(weight for _, weight in spent)
-        if self._index < 0 or self._share <= 0.02:
+        running = self._index >= 0 and ENOUGH < self._share < 1
+        if not running or self.weights[self._kind()] < LONG:
             return None
         return (self.clock() - self._started) / self._share / self.weights[self._kind()]
 
@@ -175,6 +190,7 @@ class JobProgress:
     ) -> None:
         self._schedule = Schedule(stages, weights)
         self._display: Display | None = None
+        self._furthest = 0.0
         if stream is not None:
             self._display = Bar(stream) if stream.isatty() else Lines(stream)
 
@@ -201,5 +217,6 @@ class JobProgress:
     def _show(self, *, new: bool) -> None:
         if self._display:
             schedule = self._schedule
-            label = schedule.stages[schedule._index].label
-            self._display.show(label, schedule.done_share(), schedule.seconds_left(), new=new)
+            # A stage slower than expected makes the earlier ones weigh less: do not go back.
+            self._furthest = max(self._furthest, schedule.done_share())
+            self._display.show(schedule.label, self._furthest, schedule.seconds_left(), new=new)
