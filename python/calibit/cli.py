@@ -25,6 +25,9 @@ _USAGE_ERROR: type[Exception] = next(
 )
 """Base of typer's usage errors, wherever this release of typer keeps it."""
 
+_INTERRUPTED = "interrupted; the same command continues where it stopped"
+_SIGNALLED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     name="calibit",
     add_completion=False,
@@ -83,16 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USAGE_ERROR as error:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command continues where it stopped")
+        return _fail(_INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except SystemExit as end:  # typer's own way of ending, for example on a closed pipe
+        return DONE if end.code in (None, 0) else FAILED
     except Exception as error:
         if settings.get("traceback"):
             import traceback
 
             traceback.print_exc()
         return _fail(_sentence(error))
+    if code == _SIGNALLED:
+        return _fail(_INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
 

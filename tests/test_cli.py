@@ -1,0 +1,372 @@
+"""The command line: exit codes, JSON, last lines, sentences instead of tracebacks, quick help."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+
+from audit_cases import prepare
+from calibit import cli, commands
+from calibit.commands import options
+from report_data import audit_of
+
+SMALL = ["--resamples", "120", "--text_window", "32", "--text_tokens", "62", "--speed", "none"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """The last line on standard output."""
+        return self.out.splitlines()[-1] if self.out else ""
+
+
+@pytest.fixture
+def calibit(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in this process."""
+
+    def run(*words: str | Path) -> Answer:
+        code = cli.main([str(word) for word in words])
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, items and a text on disk."""
+    return prepare(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def words(folder: Path) -> list[str]:
+    """The options of a small audit, without the schemes and the place."""
+    tasks, text = str(folder / "items.jsonl"), str(folder / "text.txt")
+    return ["audit", str(folder / "model"), "--tasks", tasks, "--text", text, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def audited(folder: Path, words: list[str]) -> Path:
+    """An audit made by the command line."""
+    place = folder / "audited"
+    assert cli.main([*words, "--schemes", "int8,nf4", "-o", str(place), "--quiet"]) == 0
+    return place
+
+
+def write_audit(folder: Path, verdicts: dict[str, str], *, failed: tuple[str, ...] = ()) -> Path:
+    """A made-up audit with these verdicts."""
+    content, _ = audit_of(*verdicts, n=60, resamples=100, errors=dict.fromkeys(failed, "no memory"))
+    for one in content["candidates"]:
+        if one["scheme"] in verdicts:
+            one["verdict"]["verdict"] = verdicts[one["scheme"]]
+    (folder / "audit.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+# Help and usage --------------------------------------------------------------------------------
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import sys; from calibit.cli import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'scipy', 'matplotlib', 'numpy'} & set(sys.modules);"
+        "print('heavy:', *heavy); sys.exit(code)"
+    )
+    for given in (["--help"], ["audit", "--help"], ["--version"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *given], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("heavy:\n")
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_has_help_with_examples(calibit: Any, name: str) -> None:
+    answer = calibit(name, "--help")
+    assert answer.code == 0 and f"calibit {name}" in answer.out and "Examples" in answer.out
+    assert "--json" in answer.out and "--traceback" in answer.out
+
+
+def test_help_lists_every_command_and_the_exit_codes(calibit: Any) -> None:
+    answer = calibit("--help")
+    assert answer.code == 0 and not answer.err
+    for text in (*commands.COMMANDS, "0 ship", "1 hold", "2 inconclusive"):
+        assert text in answer.out
+
+
+def test_defaults_are_shown(calibit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = calibit("audit", "--help").out
+    for default in ("probe", "pydoc", "600", "8192", "9999", "0.95", "audit-MODEL", "accuracy 3"):
+        assert re.search(rf"default: \(?{re.escape(default)}", text), default
+
+
+def test_version(calibit: Any) -> None:
+    answer = calibit("--version")
+    assert (answer.code, answer.err) == (0, "") and re.fullmatch(r"calibit \d.*\n", answer.out)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "A command is missing."),
+        (["frobnicate"], "No such command"),
+        (["audit"], "Missing argument"),
+        (["audit", "m", "--nonsense"], "No such option"),
+        (["audit", "m", "--limit", "0"], "--limit: expected a number of items above 0, or all"),
+        (["audit", "m", "--limit", "-3"], "--limit"),
+        (["audit", "m", "--resamples", "many"], "--resamples"),
+        (["audit", "m", "--batch_size", "8"], "batches are planned by tokens"),
+        (["quantize", "m", "nf4"], "-o"),
+        (["compare", "a"], "Missing argument"),
+    ],
+)
+def test_usage_errors_exit_with_3_and_point_to_help(
+    calibit: Any, given: list[str], message: str
+) -> None:
+    answer = calibit(*given)
+    assert answer.code == 3 and answer.out == ""
+    assert message in answer.err and "--help'" in answer.err
+    assert len(answer.err.splitlines()) == 1 and answer.err.startswith("calibit: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["audit", "./missing/model"], "does not exist"),
+        (["audit", "{model}", "--schemes", "zz9"], "nf4"),
+        (["audit", "{model}", "--schemes", "int8", "--tasks", "nothing"], "known tasks"),
+        (["audit", "{model}", "--schemes", "int8", "--policy", "no.yaml"], "does not exist"),
+        (["audit", "{model}", "--candidates", "./missing/candidate"], "does not exist"),
+        (["audit", "{model}", "--rigor", "full"], "expected rigor"),
+        (["quantize", "./missing/model", "nf4", "-o", "{new}"], "does not exist"),
+        (["quantize", "{model}", "zz9", "-o", "{new}"], "nf4"),
+        (["eval", "./missing/model", "-o", "{new}"], "does not exist"),
+        (["compare", "{model}", "{model}"], "run.json"),
+        (["gate", "{model}"], "audit.json"),
+    ],
+)
+def test_failures_exit_with_3_and_one_sentence(
+    calibit: Any, folder: Path, tmp_path: Path, given: list[str], message: str
+) -> None:
+    fill = {"model": folder / "model", "new": tmp_path / "new"}
+    given = [word.format(**fill) for word in given]
+    place = [] if given[0] in ("quantize", "compare", "gate", "eval") else ["-o", tmp_path / "out"]
+    answer = calibit(*given, *place)
+    assert answer.code == 3 and answer.out == ""
+    assert message in answer.err and "Traceback" not in answer.err
+    assert answer.err.splitlines()[-1].startswith("calibit: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_traceback_on_request(calibit: Any) -> None:
+    answer = calibit("gate", "./missing", "--traceback")
+    assert answer.code == 3 and "Traceback" in answer.err
+    assert answer.err.splitlines()[-1].startswith("calibit: [audit]")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("x"), "unexpected KeyError: 'x'; --traceback shows where"),
+        (ValueError("[op] expected a,\n got b"), "[op] expected a, got b"),
+        (RuntimeError(""), "unexpected RuntimeError: no message"),
+        (KeyboardInterrupt(), "interrupted; the same command continues"),
+        (typer.Abort(), "interrupted"),
+    ],
+)
+def test_errors_become_sentences(
+    calibit: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("calibit.doctor.diagnose", fail)
+    answer = calibit("doctor")
+    assert answer.code == 3 and message in answer.err and answer.out == ""
+
+
+# Verdicts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        ({"nf4": "ship"}, 0),
+        ({"nf4": "ship", "int8-g128": "hold"}, 1),
+        ({"nf4": "inconclusive", "int8-g128": "ship"}, 2),
+        ({"nf4": "inconclusive", "int8-g128": "hold"}, 1),
+    ],
+)
+def test_gate_answers_with_the_worst_verdict(
+    calibit: Any, tmp_path: Path, verdicts: dict[str, str], code: int
+) -> None:
+    answer = calibit("gate", write_audit(tmp_path, verdicts))
+    assert answer.code == code and answer.last == f"Report: {tmp_path / 'report.html'}"
+    for name, verdict in verdicts.items():
+        assert name in answer.out and verdict.upper() in answer.out
+
+
+def test_gate_of_one_candidate(calibit: Any, tmp_path: Path) -> None:
+    place = write_audit(tmp_path, {"nf4": "ship", "int8-g128": "hold"}, failed=("fp4",))
+    assert calibit("gate", place, "--scheme", "nf4").code == 0
+    assert calibit("gate", place, "--scheme", "int8-g128").code == 1
+    assert calibit("gate", place, "--scheme", "fp4").code == 3
+    missing = calibit("gate", place, "--scheme", "int2")
+    assert missing.code == 3 and "nf4, int8-g128, fp4" in missing.err
+
+
+def test_gate_does_not_pass_where_a_candidate_failed(calibit: Any, tmp_path: Path) -> None:
+    answer = calibit("gate", write_audit(tmp_path, {"nf4": "ship"}, failed=("fp4",)))
+    assert answer.code == 3 and "not measured: fp4" in answer.err
+    assert "no memory" in answer.out
+
+
+def test_gate_under_another_policy(calibit: Any, audited: Path, tmp_path: Path) -> None:
+    loose, strict = tmp_path / "loose.yaml", tmp_path / "strict.yaml"
+    loose.write_text("margins: {acc: 0.9}\n")
+    strict.write_text("margins: {nll: 0.0000001, conf_true: 0.0000001, acc: 0.0000001}\n")
+    assert calibit("gate", audited, "--policy", loose).code == 0
+    assert calibit("gate", audited, "--policy", strict).code in (1, 2)
+    answer = calibit("gate", audited, "--policy", loose, "--json")
+    assert json.loads(answer.out)["verdict"] == "ship"
+
+
+# The commands ----------------------------------------------------------------------------------
+
+
+def test_audit_prints_table_verdicts_and_place(calibit: Any, audited: Path, words: Any) -> None:
+    """The audit is finished: the same command prints it again."""
+    answer = calibit(*words, "--schemes", "int8,nf4", "-o", audited)
+    assert answer.code == 0 and answer.last == f"Report: {audited / 'report.html'}"
+    assert "accuracy %" in answer.out and "int8-g128" in answer.out and "nf4" in answer.out
+    assert max(map(len, answer.out.splitlines()[:-1])) <= 100
+    assert "\x1b" not in answer.out and answer.err == ""
+
+
+def test_audit_as_json_prints_nothing_else(calibit: Any, audited: Path, words: Any) -> None:
+    answer = calibit(*words, "--schemes", "int8,nf4", "-o", audited, "--json")
+    content = json.loads(answer.out)
+    assert content["output"] == str(audited / "report.html")
+    stored = json.loads((audited / "audit.json").read_text(encoding="utf-8"))
+    assert {key: content[key] for key in stored} == stored
+
+
+def test_audit_with_gate_exits_with_its_verdict(calibit: Any, audited: Path, words: Any) -> None:
+    given = [*words, "--schemes", "int8,nf4", "-o", audited, "--gate"]
+    worst = calibit("gate", audited).code
+    assert worst in (1, 2)  # eighty items settle little
+    assert calibit(*given).code == worst
+
+
+def test_audit_in_the_folder_of_another_is_refused(calibit: Any, audited: Path, words: Any) -> None:
+    answer = calibit(*words, "--schemes", "int8", "-o", audited)
+    assert answer.code == 3 and "schemes was" in answer.err and answer.out == ""
+
+
+def test_audit_with_a_failed_candidate_exits_with_3(
+    calibit: Any, words: Any, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    answer = calibit(
+        *words, "--limit", "20", "--schemes", "int8", "--candidates", broken,
+        "-o", tmp_path / "out", "--gate",
+    )  # fmt: skip
+    assert answer.code == 3 and "not measured: broken" in answer.err
+    assert "FAILED" in answer.out and answer.last.startswith("Report: ")
+    assert "scoring items and text" in answer.err  # progress, on standard error
+
+
+def test_quantize_eval_compare(calibit: Any, folder: Path, tmp_path: Path) -> None:
+    model, checkpoint = folder / "model", tmp_path / "nf4"
+    made = calibit("quantize", model, "nf4", "-o", checkpoint, "-q")
+    assert made.code == 0 and made.last == f"Checkpoint: {checkpoint}"
+    again = calibit("quantize", model, "nf4", "-o", checkpoint, "-q")
+    assert again.code == 3 and "exist" in again.err
+
+    tasks = ["--tasks", folder / "items.jsonl", "--text", "none", "--limit", "40", "-q"]
+    for source, run in ((model, "base"), (checkpoint, "own")):
+        answer = calibit("eval", source, *tasks, "-o", tmp_path / run, "--resamples", "120")
+        assert answer.code == 0 and answer.last == f"Run: {tmp_path / run}"
+        assert "accuracy" in answer.out and "weight memory" in answer.out
+    content = json.loads(
+        calibit("eval", model, *tasks, "-o", tmp_path / "base", "--json", "--resamples", "120").out
+    )
+    assert content["metrics"]["acc"]["n"] == 40 and content["output"] == str(tmp_path / "base")
+
+    pair = ["compare", tmp_path / "base", tmp_path / "own", "--resamples", "120"]
+    plain = calibit(*pair)
+    assert plain.code == 0 and plain.last.startswith("Nothing was written")
+    assert "nf4" in plain.out and "conf_true" in plain.out
+    written = calibit(*pair, "-o", tmp_path / "compared")
+    assert written.last == f"Report: {tmp_path / 'compared' / 'report.html'}"
+    stored = json.loads((tmp_path / "compared" / "comparison.json").read_text(encoding="utf-8"))
+    assert stored["verdict"]["verdict"] in options.VERDICT_CODES
+    refused = calibit(*pair, "-o", tmp_path / "compared")
+    assert refused.code == 3 and "nothing is overwritten" in refused.err
+    assert json.loads(calibit(*pair, "--json").out)["output"] is None
+
+
+def test_doctor(calibit: Any) -> None:
+    answer = calibit("doctor")
+    assert answer.code == 0 and answer.last.startswith("Installed: ") and "kernels" in answer.out
+    assert json.loads(calibit("doctor", "--json").out)["kernels"]
+
+
+# Options ---------------------------------------------------------------------------------------
+
+
+def test_lists_take_commas_and_repetition() -> None:
+    assert options.words(["nf4,int8", "int4"]) == ("nf4", "int8", "int4")
+    assert options.words(None) == ()
+
+
+def test_commas_inside_a_task_stay() -> None:
+    given = ["probe:en,de,boolq=b.jsonl", "mmlu:anatomy,astronomy=mmlu.jsonl"]
+    assert options.task_words(given) == (
+        "probe:en,de", "boolq=b.jsonl", "mmlu:anatomy,astronomy=mmlu.jsonl",
+    )  # fmt: skip
+
+
+def test_schemes_default_to_none_beside_candidates() -> None:
+    assert commands._schemes(None, None)
+    assert commands._schemes(None, ["x"]) == ()
+    assert commands._schemes(["nf4"], ["x"]) == ("nf4",)
+
+
+def test_closed_pipe_is_no_traceback(folder: Path) -> None:
+    """`calibit --help | true`: whoever reads may stop reading."""
+    code = "import sys; from calibit.cli import main; sys.exit(main(['--help']))"
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "{code}" | true; echo ${{PIPESTATUS[0]}}'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() in ("0", "3") and "Traceback" not in done.stderr
