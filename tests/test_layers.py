@@ -26,7 +26,7 @@ OUTPUTS = {"runs", "build", "dist", ".venv", ".git"}
 # its right.
 CHAINS = (
     (("weight",), ("modules",), ("quantization", "io"), ("hf",)),
-    (("measures",), ("comparison",), ("verdict",), ("auditing", "reporting"), ("cli",)),
+    (("measures",), ("comparison",), ("verdict",), ("auditing", "reporting"), ("commands", "cli")),
 )
 # Imports inside a function that may point to the right: a method that delegates to a higher layer.
 DELEGATES = {("comparison", "reporting"), ("comparison", "verdict")}
