@@ -16,7 +16,7 @@ def symbols(nm: str, path: str, kind: str) -> list[tuple[str, str]]:
 
 def main() -> None:
     nm, wanted, *objects = sys.argv[1:]
-    # What compilers call on their own: copying and clearing memory, position-independent addressing.
+    # What compilers call on their own: copying and clearing memory, relative addressing.
     allowed = {"memcpy", "memset", "memmove", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
     for path in objects:
         exported = [

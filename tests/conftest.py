@@ -18,7 +18,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Evaluation sets and a small real model beside the checkout; tests skip where they are absent."""
+    """Evaluation sets and a small model beside the checkout; tests skip where they are absent."""
     path = REPOSITORY.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip("evaluation data not present beside the checkout (../shared/data)")

@@ -1,4 +1,4 @@
-"""Slow, obvious definitions in NumPy float64, written from the specifications. Imports nothing of calibit."""
+"""Slow, obvious definitions in NumPy float64, from the specifications; nothing of calibit."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def quantize(w: np.ndarray, bits: int, group: int, zero: str = "none", codebook=
             scales[i, g] = scale
             units = x / scale if scale else np.zeros_like(x)
             if zero == "none":
-                codes[i, s] = np.clip(np.rint(units), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + 2 ** (bits - 1)
+                codes[i, s] = np.clip(
+                    np.rint(units), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+                ) + 2 ** (bits - 1)
             elif zero == "u8":
                 zeros[i, g] = np.clip(np.rint(-lo / scale), 0, steps) if scale else 0
                 codes[i, s] = np.clip(np.rint(units) + zeros[i, g], 0, steps)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 
 import calibit
+import reference
 from calibit import schemes
 
 

@@ -94,7 +94,9 @@ def test_load_state_dict_is_strict_and_names_what_is_wrong() -> None:
         model.load_state_dict({n: t for n, t in state.items() if n != "0.scales"})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*0\.weight"):
         model.load_state_dict(state | {"0.weight": torch.zeros(72, 200)})
-    with pytest.raises(RuntimeError, match=r"0: \[pack_weight\] expected codes of shape \[72, 100\]"):
+    with pytest.raises(
+        RuntimeError, match=r"0: \[pack_weight\] expected codes of shape \[72, 100\]"
+    ):
         model.load_state_dict(state | {"0.codes": torch.zeros(72, 3, dtype=torch.uint8)})
     with pytest.raises(RuntimeError, match=r"expected scales of dtype float32"):
         model.load_state_dict(state | {"0.scales": state["0.scales"].half()})
@@ -125,7 +127,9 @@ def test_conv1d_is_transposed() -> None:
 
 
 def test_refuses_other_modules_and_wrong_bias() -> None:
-    with pytest.raises(TypeError, match=r"expected torch.nn.Linear or transformers Conv1D, got Conv2d"):
+    with pytest.raises(
+        TypeError, match=r"expected torch.nn.Linear or transformers Conv1D, got Conv2d"
+    ):
         QuantizedLinear.from_linear(nn.Conv2d(1, 1, 1), "nf4")
     with pytest.raises(ValueError, match=r"expected bias \[72\], got \[71\]"):
         QuantizedLinear(calibit.quantize(torch.randn(72, 200), "nf4"), torch.zeros(71))

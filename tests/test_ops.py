@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import calibit
+import reference
 from calibit import _C, ops
 
 TABLES = [k["name"] for k in _C.kernels() if k["supported"]]
@@ -91,11 +91,17 @@ def test_linear_matches_reference(table: str, name: str, zero: str, m: int) -> N
         y = _C.linear(
             x, packed, n, k, f.bits, group, number, codebook=book, bias=bias, kernels=table
         )
-        real = scales.astype(np.float64) if f.scale_type != "e8m0" else 2.0 ** (scales.astype(float) - 127)
+        real = (
+            scales.astype(np.float64)
+            if f.scale_type != "e8m0"
+            else 2.0 ** (scales.astype(float) - 127)
+        )
         q = reference.Quantized(reference.unstream(codes, k, f.bits), real, zeros)
         wq = reference.values(q, f.bits, group, book)
-        # float32 sums of at most 128 terms, then one rounding per group: |error| <= (128 + G + 8) ulp
-        bound = (136 + k / group) * 2.0**-24 * (np.abs(x).astype(float) @ np.abs(wq).T + np.abs(bias))
+        # float32 sums of at most 128 terms, then a rounding per group: (128 + G + 8) ulp
+        bound = (
+            (136 + k / group) * 2.0**-24 * (np.abs(x).astype(float) @ np.abs(wq).T + np.abs(bias))
+        )
         assert (np.abs(y - (x.astype(float) @ wq.T + bias)) <= bound + 1e-6).all()
 
 
@@ -121,7 +127,9 @@ def test_result_does_not_depend_on_threads() -> None:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append((calibit.quantize(random_weight(300, 512), "nf4-dq").codes, calibit.linear(x, q)))
+        results.append(
+            (calibit.quantize(random_weight(300, 512), "nf4-dq").codes, calibit.linear(x, q))
+        )
     torch.set_num_threads(before)
     for codes, y in results[1:]:
         assert torch.equal(codes, results[0][0]) and torch.equal(y, results[0][1])
@@ -131,7 +139,8 @@ def test_result_does_not_depend_on_threads() -> None:
 @given(
     n=st.integers(1, 70), k=st.integers(1, 200), bits=st.integers(1, 8),
     group=st.sampled_from([0, 8, 32, 40, 64, 128, 1000]),
-    scale=st.sampled_from(["f32", "f16", "e8m0", "nested"]), zero=st.sampled_from(["none", "u8", "f32"]),
+    scale=st.sampled_from(["f32", "f16", "e8m0", "nested"]),
+    zero=st.sampled_from(["none", "u8", "f32"]),
     seed=st.integers(0, 2**20),
 )  # fmt: skip
 def test_pack_weight_is_a_permutation(n, k, bits, group, scale, zero, seed) -> None:
@@ -144,7 +153,8 @@ def test_pack_weight_is_a_permutation(n, k, bits, group, scale, zero, seed) -> N
     raw = torch.randint(0, 2**bits, (n, k), generator=random).numpy()
     codes = torch.from_numpy(reference.bit_stream(raw, bits))
     scales = {
-        "f32": byte(n, g).float() / 3, "f16": byte(n, g).half(), "e8m0": byte(n, g), "nested": byte(n, g),
+        "f32": byte(n, g).float() / 3, "f16": byte(n, g).half(),
+        "e8m0": byte(n, g), "nested": byte(n, g),
     }[scale]  # fmt: skip
     zeros = {"none": None, "u8": byte(n, g), "f32": torch.rand(n, g, generator=random)}[zero]
     nested = (
@@ -237,8 +247,10 @@ def test_strided_and_empty_input() -> None:
 
 WRONG = [
     ("linear", 0, torch.randn(3, 71), r"\[linear\] expected x with a last dimension of 70, got 71"),
-    ("linear", 0, torch.randint(0, 5, (3, 70)), r"\[linear\] expected x of dtype float32, bfloat16"),
-    ("linear", 1, torch.zeros(9, dtype=torch.uint8), r"\[linear\] expected packed of shape \[\d+\], got \[9\]"),
+    ("linear", 0, torch.randint(0, 5, (3, 70)),
+     r"\[linear\] expected x of dtype float32, bfloat16"),
+    ("linear", 1, torch.zeros(9, dtype=torch.uint8),
+     r"\[linear\] expected packed of shape \[\d+\], got \[9\]"),
     ("linear", 1, torch.zeros(9), r"\[linear\] expected packed of dtype uint8, got float32"),
     ("linear", 2, torch.zeros(8), r"\[linear\] expected codebook of shape \[16\], got \[8\]"),
     ("linear", 3, torch.zeros(19), r"\[linear\] expected bias of shape \[20\], got \[19\]"),
@@ -246,20 +258,29 @@ WRONG = [
     ("linear", 7, -1, r"\[linear\] expected group >= 0"),
     ("linear", 8, 99, r"\[linear\] expected a known scale kind"),
     ("linear", 4, 0, r"\[linear\] expected a weight with at least one row"),
-    ("linear_input_grad", 0, torch.randn(3, 21), r"\[linear_input_grad\] expected grad with a last dimension of 20"),
+    ("linear_input_grad", 0, torch.randn(3, 21),
+     r"\[linear_input_grad\] expected grad with a last dimension of 20"),
     ("quantize", 0, torch.randn(70), r"\[quantize\] expected w of shape \[N, K\]"),
     ("quantize", 0, torch.randn(3, 70).double(), r"\[quantize\] expected w of dtype float32"),
-    ("quantize", 0, torch.full((2, 70), torch.nan), r"\[quantize\] expected finite weights.*row 0 of 2"),
-    ("quantize", 0, torch.full((2, 70), 1e9), r"\[quantize\] expected weights whose scale fits float16"),
+    ("quantize", 0, torch.full((2, 70), torch.nan),
+     r"\[quantize\] expected finite weights.*row 0 of 2"),
+    ("quantize", 0, torch.full((2, 70), 1e9),
+     r"\[quantize\] expected weights whose scale fits float16"),
     ("quantize", 3, torch.zeros(20, 3), r"\[quantize\] expected zeros together with scales"),
-    ("quantize", 2, torch.zeros(20, 4), r"\[quantize\] expected scales of dtype float16, got float32"),
-    ("gptq_solve", 1, torch.zeros(70, 70), r"\[gptq_solve\] expected an upper factor with a positive diagonal"),
+    ("quantize", 2, torch.zeros(20, 4),
+     r"\[quantize\] expected scales of dtype float16, got float32"),
+    ("gptq_solve", 1, torch.zeros(70, 70),
+     r"\[gptq_solve\] expected an upper factor with a positive diagonal"),
     ("gptq_solve", 1, torch.eye(7), r"\[gptq_solve\] expected u of shape \[70, 70\]"),
-    ("gptq_solve", 5, torch.arange(70, dtype=torch.int32), r"\[gptq_solve\] expected scales together with an order"),
-    ("dequantize", 1, torch.zeros(20, 3), r"\[dequantize\] expected scales of dtype uint8, got float32"),
+    ("gptq_solve", 5, torch.arange(70, dtype=torch.int32),
+     r"\[gptq_solve\] expected scales together with an order"),
+    ("dequantize", 1, torch.zeros(20, 3),
+     r"\[dequantize\] expected scales of dtype uint8, got float32"),
     ("dequantize", 4, None, r"\[dequantize\] expected nested_scales float32 \[1\], got none"),
-    ("pack_weight", 0, torch.zeros(20, 34, dtype=torch.uint8), r"\[pack_weight\] expected codes of shape \[20, 35\]"),
-    ("unpack_weight", 0, torch.zeros(3, dtype=torch.uint8), r"\[unpack_weight\] expected packed of shape"),
+    ("pack_weight", 0, torch.zeros(20, 34, dtype=torch.uint8),
+     r"\[pack_weight\] expected codes of shape \[20, 35\]"),
+    ("unpack_weight", 0, torch.zeros(3, dtype=torch.uint8),
+     r"\[unpack_weight\] expected packed of shape"),
     ("double_quantize", 0, torch.zeros(3), r"\[double_quantize\] expected scales of shape"),
 ]  # fmt: skip
 
@@ -288,7 +309,9 @@ def test_twins_equal_operators() -> None:
     codes, scales, zeros = _C.quantize(w, 4, 32, number)
     assert (codes == q.codes.numpy()).all() and (scales == q.scales.numpy()).all()
     assert (zeros == q.zeros.numpy()).all()
-    assert (_C.dequantize(codes, scales, 20, 70, 4, 32, number, zeros=zeros) == q.dequantize().numpy()).all()
+    assert (
+        _C.dequantize(codes, scales, 20, 70, 4, 32, number, zeros=zeros) == q.dequantize().numpy()
+    ).all()
 
 
 def test_dynamic_map_and_double_quantization() -> None:
@@ -296,7 +319,7 @@ def test_dynamic_map_and_double_quantization() -> None:
     codes, nested, book, offset = _C.double_quantize(scales)
     assert (book == reference.dynamic_map()).all()
     assert offset[0] == pytest.approx(scales.astype(float).mean(), rel=1e-6)
-    blocks = (scales.flatten() - offset[0])
+    blocks = scales.flatten() - offset[0]
     pad = np.pad(blocks, (0, -len(blocks) % 256)).reshape(-1, 256)
     np.testing.assert_allclose(nested, np.abs(pad).max(1), rtol=1e-6)
     normalised = pad / np.abs(pad).max(1, keepdims=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 import torch
 
 import calibit
+import reference
 from calibit import ops
 from calibit.solver import factor
 from calibit.weight import QuantizedWeight
@@ -43,10 +43,14 @@ def test_error_is_within_half_a_step(scheme: str) -> None:
     largest = w.abs().max()
     if f.codebook is None:
         steps = 2**f.bits - 1
-        assert error.max() <= largest / steps * 1.02  # symmetric: the top value is clipped by half a step
+        assert (
+            error.max() <= largest / steps * 1.02
+        )  # symmetric: the top value is clipped by half a step
     else:
         book = np.sort(np.array(f.codebook)) / np.abs(f.codebook).max()
-        slack = 1.5 if f.scale_type == "e8m0" else 1.02  # E2M1 clips up to 2 of 8 units; its gap is 2 of 6
+        slack = (
+            1.5 if f.scale_type == "e8m0" else 1.02
+        )  # E2M1 clips up to 2 of 8 units; its gap is 2 of 6
         assert error.max() <= largest * np.diff(book).max() / 2 * slack
 
 
@@ -171,7 +175,9 @@ def test_numpy_and_half_precision_weights() -> None:
     a, b = calibit.quantize(w, "nf4"), calibit.quantize(w.float().numpy(), "nf4")
     assert torch.equal(a.codes, b.codes)
     strided = weight(300, 20).t()
-    assert torch.equal(calibit.quantize(strided, "nf4").codes, calibit.quantize(strided.contiguous(), "nf4").codes)
+    assert torch.equal(
+        calibit.quantize(strided, "nf4").codes, calibit.quantize(strided.contiguous(), "nf4").codes
+    )
 
 
 @pytest.mark.parametrize(

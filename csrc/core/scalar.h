@@ -1,6 +1,7 @@
 #pragma once
 // One value at a time: number conversions, the scale and rounding rules, access to packed bits. The
-// definition that every vector kernel must reproduce. C headers only, everything `static` (weight.h).
+// definition that every vector kernel must reproduce. C headers only, everything `static`
+// (weight.h).
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,7 +38,9 @@ static inline float from_half(uint16_t h) {
 }
 
 // E8M0: 2^(code - 127), code 0..254.
-static inline float from_e8m0(uint8_t code) { return float_of(code ? uint32_t(code) << 23 : 0x400000); }
+static inline float from_e8m0(uint8_t code) {
+  return float_of(code ? uint32_t(code) << 23 : 0x400000);
+}
 static inline int exponent_of(float positive) { return int(bits_of(positive) >> 23) - 127; }
 
 // To the nearest integer, ties to even, |x| <= 2^22.
@@ -47,7 +50,8 @@ static inline float round_even(float x) {
 }
 static inline float clamp(float x, float lo, float hi) { return x < lo ? lo : x > hi ? hi : x; }
 
-// ---- codes ----------------------------------------------------------------------------------------
+// ---- codes
+// ----------------------------------------------------------------------------------------
 
 // The k-th code of an LSB-first stream of `bits`-bit codes.
 static inline uint32_t get_code(const uint8_t* row, int64_t k, int bits) {
@@ -76,12 +80,11 @@ static inline TileGroup locate(const PackedWeight& w, int64_t tile, int64_t g) {
   const WeightSpec& s = w.spec;
   const int64_t block = tile / kBlockTiles, count = block_tiles(s, block), t = tile % kBlockTiles;
   const int64_t chunks = ceil_div(group_length(s, g), kChunk);
-  const uint8_t* at = w.data + block * kBlockTiles * tile_bytes(s) +
-                      g * count * group_bytes(s, s.group);
+  const uint8_t* at =
+      w.data + block * kBlockTiles * tile_bytes(s) + g * count * group_bytes(s, s.group);
   const uint8_t* scales = at + chunks * count * chunk_bytes(s);
   const uint8_t* zeros = scales + count * kTileRows * scale_bytes(s.scale);
-  return {at + t * kTileRows * 4, count * kTileRows,
-          scales + t * kTileRows * scale_bytes(s.scale),
+  return {at + t * kTileRows * 4, count * kTileRows, scales + t * kTileRows * scale_bytes(s.scale),
           zeros + t * kTileRows * zero_bytes(s.zero)};
 }
 
@@ -91,7 +94,8 @@ static inline float value_of(const WeightSpec& s, const float* codebook, uint32_
   return float(int(code) - (s.zero == ZeroType::none ? 1 << (s.bits - 1) : 0));
 }
 
-// ---- scales and zero points -----------------------------------------------------------------------
+// ---- scales and zero points
+// -----------------------------------------------------------------------
 
 // Scale i of an array of stored scales; `nested_index` is its row-major index over [N, G].
 static inline float load_scale(ScaleType type, const void* scales, int64_t i, const Nested& nested,
@@ -142,8 +146,8 @@ struct ScaleZero {
   float scale, zero;
 };
 
-// Scale and zero point of a group with smallest and largest weight lo, hi; both are stored at index i
-// and returned as stored. Codebooks: max|w| / max|value|, as a power of two for E8M0. Symmetric:
+// Scale and zero point of a group with smallest and largest weight lo, hi; both are stored at index
+// i and returned as stored. Codebooks: max|w| / max|value|, as a power of two for E8M0. Symmetric:
 // 2 max|w| / (2^bits - 1). Integer zero point: range includes 0. Real zero point: exact range.
 static inline ScaleZero choose_scale(const QuantizeArgs& a, int64_t i, float lo, float hi) {
   const WeightSpec& s = a.spec;
@@ -156,10 +160,13 @@ static inline ScaleZero choose_scale(const QuantizeArgs& a, int64_t i, float lo,
       return {store_scale(s.scale, a.scales, i, scale), 0};
     }
     const int e = largest > 0 ? exponent_of(largest) - exponent_of(a.grid.largest) + 127 : 0;
-    return {store_scale(s.scale, a.scales, i, from_e8m0(uint8_t(e < 0 ? 0 : e > 254 ? 254 : e))), 0};
+    return {store_scale(s.scale, a.scales, i,
+                        from_e8m0(uint8_t(e < 0     ? 0
+                                          : e > 254 ? 254
+                                                    : e))),
+            0};
   }
-  if (s.zero == ZeroType::none)
-    return {store_scale(s.scale, a.scales, i, 2 * largest / steps), 0};
+  if (s.zero == ZeroType::none) return {store_scale(s.scale, a.scales, i, 2 * largest / steps), 0};
   if (s.zero == ZeroType::u8) {
     lo = lo < 0 ? lo : 0;
     hi = hi > 0 ? hi : 0;

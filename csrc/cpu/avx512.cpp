@@ -13,8 +13,7 @@ struct Avx512 {
   static constexpr int kWidth = 16, kBytes = 64;
   static constexpr int kRows = 12, kTiles = 2;  // 24 sums, 2 values, 1 x: 27 of 32 registers
   static constexpr int kFusedRows = 4;
-  // Vectors that share one pass over x: enough sums to hide the latency of an FMA, 4 clocks.
-  static constexpr int strip(int rows) { return rows == 1 ? 4 : 2; }
+  static constexpr int strip(int) { return 4; }
 
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static Float load_bytes(const uint8_t* p) { return _mm512_castsi512_ps(load_words(p)); }

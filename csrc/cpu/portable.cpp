@@ -68,9 +68,8 @@ void decode(const PackedWeight& w, const TileGroup& t, int64_t k0, int64_t count
 void load_scales(const PackedWeight& w, const TileGroup& t, int64_t tile, int64_t g, float* out) {
   for (int64_t r = 0; r < kTileRows; ++r) {
     const int64_t n = tile * kTileRows + r;
-    out[r] = n < w.spec.n
-                 ? load_scale(w.spec.scale, t.scales, r, w.nested, n * groups(w.spec) + g)
-                 : 0;
+    out[r] =
+        n < w.spec.n ? load_scale(w.spec.scale, t.scales, r, w.nested, n * groups(w.spec) + g) : 0;
   }
 }
 

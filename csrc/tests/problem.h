@@ -43,6 +43,9 @@ struct Problem {
       : format(f),
         spec{n, k, min_i64(group, k), f.bits, f.scale, zero},
         w(normal(static_cast<std::size_t>(n * k), seed)) {
+    // A group of zeros of both signs, in the last row of several.
+    for (std::int64_t j = 0; n > 1 && j < spec.group; ++j)
+      w[static_cast<std::size_t>((n - 1) * k + j)] = j % 2 ? -0.0f : 0.0f;
     const auto count = static_cast<std::size_t>(n * groups(spec));
     codes.assign(static_cast<std::size_t>(n * row_bytes(spec)), 0xee);
     scales.assign(count * static_cast<std::size_t>(scale_bytes(spec.scale)), 0);

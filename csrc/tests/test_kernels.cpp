@@ -204,7 +204,13 @@ int main() {
       {1, 1, 32},     {3, 7, 64},      {15, 8, 32},    {16, 9, 128},    {17, 31, 32},
       {31, 32, 64},   {33, 33, 32},    {64, 64, 64},   {65, 65, 64},    {48, 127, 32},
       {80, 128, 128}, {129, 200, 128}, {20, 576, 128}, {18, 300, 4096}, {16, 100, 48}};
-  for (const Format& f : kFormats)
+  // What a user's codebook and the rarest integers add to the registry: 1 to 3 bits, zero points.
+  std::vector<Format> formats(kFormats.begin(), kFormats.end());
+  formats.push_back(integers("int1", 1));
+  formats.push_back({"codebook1", 1, ScaleType::f32, 64, 2, {-0.5f, 1}});
+  formats.push_back({"codebook2", 2, ScaleType::f16, 64, 4, {-1, -0.25f, 0.3f, 0.9f}});
+  formats.push_back({"codebook3", 3, ScaleType::f32, 64, 8, {0, 1, -2, 3, 0.5f, -0.5f, 1, 7}});
+  for (const Format& f : formats)
     for (const auto& [n, k, group] : sizes) {
       check_all(f, n, k, group, ZeroType::none, false);
       if (f.scale == ScaleType::f32) check_all(f, n, k, group, ZeroType::none, true);

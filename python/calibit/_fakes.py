@@ -44,8 +44,8 @@ def _(w, u, codebook, scales, zeros, order, bits, group, scale_kind):  # type: i
 
 
 @torch.library.register_fake("calibit::dequantize")
-def _(codes, scales, zeros, codebook, nested_scales, nested_codebook, nested_offset,
-      n, k, bits, group, scale_kind):  # type: ignore[no-untyped-def]  # fmt: skip
+def _(codes, *rest):  # type: ignore[no-untyped-def]
+    n, k = rest[6:8]
     return codes.new_empty((n, k), dtype=torch.float32)
 
 
@@ -76,9 +76,8 @@ def packed_bytes(n: int, k: int, bits: int, group: int, kind: int) -> int:
 
 
 @torch.library.register_fake("calibit::pack_weight")
-def _(codes, scales, zeros, nested_scales, nested_codebook, nested_offset,
-      n, k, bits, group, scale_kind):  # type: ignore[no-untyped-def]  # fmt: skip
-    return codes.new_empty(packed_bytes(n, k, bits, group, scale_kind))
+def _(codes, *rest):  # type: ignore[no-untyped-def]
+    return codes.new_empty(packed_bytes(*rest[5:]))
 
 
 @torch.library.register_fake("calibit::unpack_weight")
@@ -105,7 +104,7 @@ def _(grad, packed, codebook, n, k, bits, group, scale_kind):  # type: ignore[no
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, codebook, bias, *numbers = inputs
+    _, packed, codebook, bias, *numbers = inputs
     ctx.save_for_backward(packed, codebook)
     ctx.numbers, ctx.bias_dtype = numbers, None if bias is None else bias.dtype
 

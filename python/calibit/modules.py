@@ -121,7 +121,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> DequantizedWeight:
-        """Read-only stand-in for a float weight: device, dtype and shape are free, use dequantizes."""
+        """Read-only stand-in for a float weight: its facts are free, its use dequantizes."""
         return DequantizedWeight(self)
 
     def extra_repr(self) -> str:
@@ -132,10 +132,14 @@ class QuantizedLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         # The float32 codebook moves with the buffer but must not follow a change of dtype.
         device = self.packed.device
-        move = (lambda t: None if t is None else t.to(device)) if device.type != "meta" else lambda t: t
+        move = (
+            (lambda t: None if t is None else t.to(device))
+            if device.type != "meta"
+            else lambda t: t
+        )
         self._codebook, self._input_order = move(self._codebook), move(self._input_order)
         self._float_dtype = fn(torch.empty(0, dtype=self._float_dtype)).dtype
         return self
@@ -165,7 +169,9 @@ class QuantizedLinear(nn.Module):
         if strict:
             known = set(own) | ({"bias"} if self.bias is not None else set())
             unexpected_keys += [
-                key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in known
+                key
+                for key in state_dict
+                if key.startswith(prefix) and key[len(prefix) :] not in known
             ]
         if not set(own) <= set(found):
             return
@@ -223,9 +229,7 @@ class DequantizedWeight:
         return getattr(self.dequantize(), name)
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def value(a: Any) -> Any:
             return a.dequantize() if isinstance(a, cls) else a
 
@@ -236,7 +240,7 @@ class DequantizedWeight:
 
 
 def float_weight(module: nn.Module) -> Tensor:
-    """The weight of a float layer as ``[N, K]``: Linear's, or the transpose of transformers' Conv1D's.
+    """The weight of a float layer as ``[N, K]``: of Linear, or of transformers' Conv1D transposed.
 
     Raises:
         TypeError: the module is neither.
@@ -244,9 +248,10 @@ def float_weight(module: nn.Module) -> Tensor:
     if isinstance(module, nn.Linear):
         return module.weight
     if type(module).__name__ == "Conv1D" and getattr(module, "weight", None) is not None:
-        return module.weight.t()  # type: ignore[union-attr, operator]
+        return module.weight.t()  # type: ignore[operator]
     raise TypeError(
-        f"[QuantizedLinear] expected torch.nn.Linear or transformers Conv1D, got {type(module).__name__}"
+        "[QuantizedLinear] expected torch.nn.Linear or transformers Conv1D, got "
+        f"{type(module).__name__}"
     )
 
 

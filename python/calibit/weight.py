@@ -1,4 +1,4 @@
-"""A quantized weight in canonical form: the one value that travels between layers, files and solvers."""
+"""A quantized weight in canonical form: what travels between layers, files and solvers."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ class QuantizedWeight:
     """A weight ``W[N, K]`` as codes, scales and what else its scheme needs. Made by `quantize`.
 
     With G = ceil(K / group): codes uint8 ``[N, ceil(K*bits/8)]`` (LSB-first bit stream per row),
-    scales ``[N, G]`` (float16 for integers, float32 for codebooks, uint8 for E8M0), zeros ``[N, G]``
-    uint8 or float32; with double quantization scale_codes uint8 ``[N, G]``, nested_scales,
-    nested_codebook and nested_offset instead of scales; codebook float32 ``[2**bits]``;
-    input_order int32 ``[K]``: column k of the codes multiplies ``x[input_order[k]]``.
+    scales ``[N, G]`` (float16 for integers, float32 for codebooks, uint8 for E8M0), zeros
+    ``[N, G]`` uint8 or float32; with double quantization scale_codes uint8 ``[N, G]``,
+    nested_scales, nested_codebook and nested_offset instead of scales; codebook float32
+    ``[2**bits]``; input_order int32 ``[K]``: column k of the codes multiplies
+    ``x[input_order[k]]``.
 
     Attributes:
         shape: (N, K), rows are output features.
@@ -93,7 +94,9 @@ class QuantizedWeight:
         """
         scheme = parse(scheme)
         _check_names(set(tensors), scheme)
-        rest = {name: t for name, t in tensors.items() if name not in ("scales", "scale_codes")}
+        rest: dict[str, Any] = {
+            name: t for name, t in tensors.items() if name not in ("scales", "scale_codes")
+        }
         scales = tensors["scale_codes"] if "dq" in scheme.options else tensors["scales"]
         q = cls(shape=(int(shape[0]), int(shape[1])), scheme=scheme, scales=scales, **rest)
         q._check_input_order()
@@ -163,7 +166,9 @@ class QuantizedWeight:
 
     def __repr__(self) -> str:
         n, k = self.shape
-        return f"QuantizedWeight({n} x {k}, {self.scheme}, {self.bits_per_weight:.3f} bits per weight)"
+        return (
+            f"QuantizedWeight({n} x {k}, {self.scheme}, {self.bits_per_weight:.3f} bits per weight)"
+        )
 
 
 def quantize(
@@ -197,22 +202,22 @@ def quantize(
     scheme = parse(scheme)
     w, device = _as_matrix(weight)
     codebook = _codebook(scheme)
-    form = {"bits": scheme.bits, "group": max(scheme.group, 0)}
+    form: dict[str, Any] = {"bits": scheme.bits, "group": max(scheme.group, 0)}
     if scheme.solver == "gptq":
         factored = _factored(hessian, w.shape[1], scheme, damping)
         w[:, factored.info.dead.cpu()] = 0
     fixed = _fixed_scales(w, scheme, codebook, form)
     form["kind"] = _plain_kind(scheme)
-    given = fixed.plain if fixed is not None else (None, None)
+    scales, zeros = fixed.plain if fixed is not None else (None, None)
     notes: tuple[str, ...] = ()
     if scheme.solver == "gptq":
         upper = factored.upper.to("cpu", torch.float32)
         order = None if factored.order is None else factored.order.to("cpu", torch.int32)
-        solved = ops.gptq_solve(w, upper, codebook, *given, order, **form)
+        solved = ops.gptq_solve(w, upper, codebook, scales, zeros, order, **form)
         notes = (factored.info.note,) if factored.info.note else ()
     else:
-        solved = ops.quantize(w, codebook, *given, **form)
-    tensors = dict(zip(("codes", "scales", "zeros"), solved, strict=True))
+        solved = ops.quantize(w, codebook, scales, zeros, **form)
+    tensors: dict[str, Any] = dict(zip(("codes", "scales", "zeros"), solved, strict=True))
     if fixed is not None:
         tensors |= fixed.stored
     q = QuantizedWeight((w.shape[0], w.shape[1]), scheme, codebook=codebook, notes=notes, **tensors)
@@ -234,7 +239,7 @@ class _FixedScales:
 
 
 def _fixed_scales(
-    w: Tensor, scheme: Scheme, codebook: Tensor | None, form: dict[str, int]
+    w: Tensor, scheme: Scheme, codebook: Tensor | None, form: dict[str, Any]
 ) -> _FixedScales | None:
     """Scales for the schemes that fix them first: one per tensor, nested ones, activation order."""
     if not (scheme.group == TENSOR or scheme.options & {"dq", "actorder"}):
