@@ -369,6 +369,15 @@ def test_finished_stages_teach_their_kind() -> None:
     assert schedule.done_share() == pytest.approx(30 / 60)
 
 
+def test_share_counts_weights_until_times_are_known() -> None:
+    clock = Clock()
+    schedule = Schedule(STAGES, WEIGHTS, clock)
+    schedule.enter(1)
+    clock.now += 60  # a slow start of a short stage says nothing about the long ones
+    schedule.leave()
+    assert schedule.done_share() == pytest.approx(1.2 / 2.4)
+
+
 def test_skipped_stages_teach_nothing() -> None:
     clock = Clock()
     schedule = Schedule(STAGES, WEIGHTS, clock)

@@ -111,6 +111,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "modules": tables.modules(measured),
         "method": _method(audit),
         "command": audit["command"],
+        "kept": wording.KEPT if "schema" in audit else "",
         "caveats": wording.caveats(audit),
         "intervals_text": wording.INTERVALS,
         "glossary": wording.GLOSSARY,
@@ -206,6 +207,6 @@ def _policy_text(audit: Audit) -> str:
         return ""
     verdict = measured[0]["verdict"]
     margins = [
-        f"{wording.gate_words(gate)[0]} {wording.gate_margin(gate)}" for gate in verdict["gates"]
+        f"{wording.gate_words(gate)[0]}: {wording.gate_margin(gate)}" for gate in verdict["gates"]
     ]
-    return f"policy {verdict['policy']['name']}; largest damage allowed: {'; '.join(margins)}"
+    return f"policy {verdict['policy']['name']}; largest damage allowed in {'; '.join(margins)}"

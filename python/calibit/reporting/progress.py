@@ -91,8 +91,11 @@ class Schedule:
 
     def done_share(self) -> float:
         """Share of the whole job that is done, by expected time."""
-        unit = self._unit() or 1.0
-        times = [self._expected(stage, unit) for stage in self.stages]
+        unit = self._unit()
+        times = [
+            self.weights[stage.kind] if unit is None else self._expected(stage, unit)
+            for stage in self.stages
+        ]
         passed = sum(times[: max(self._index, 0)])
         if self._index >= 0:
             passed += self._share * times[self._index]

@@ -150,6 +150,11 @@ SPEED = (
     "others use too it moves by tens of percent. Kernels named torch are those of PyTorch."
 )
 
+KEPT = (
+    "Every number of this page, with its estimator, sample size, interval method and seed, is in "
+    "audit.json beside it; the answers of every model to every item are under runs/."
+)
+
 _LIMITS = (
     "The margins are conventions. What damage is acceptable depends on what the model is for: set "
     "your own with --policy.",
