@@ -14,7 +14,7 @@ import torch
 import tiny_models
 import tiny_tokenizers
 from audit_cases import job_of, prepare, save_model
-from calibit.auditing import Audit, Job, audit, driver, models, run_job
+from calibit.auditing import Audit, Job, assembly, audit, driver, models, run_job
 from calibit.auditing import job as jobs
 from calibit.auditing.assembly import policy_of
 from calibit.auditing.judging import judge_audit
@@ -338,6 +338,15 @@ def test_notes_beside_the_model_reach_the_report(folder: Path, tmp_path: Path) -
     found = run_job(job, tmp_path / "out", progress=None)
     assert found.data["model"]["notes"] == ["Stored in 4 bits before."]
     assert "Stored in 4 bits before." in (found.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_busy_machine_is_noticed() -> None:
+    def speed(rate: float) -> dict[str, Any]:
+        return {"reference": {"matmul_gflop_s": {"value": rate}}}
+
+    assert not assembly._busy_machine([speed(10.0), None, speed(12.0)])
+    (doubt,) = assembly._busy_machine([speed(10.0), speed(25.0)])
+    assert "2.5 times" in doubt and not assembly._busy_machine([])
 
 
 # Jobs ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,9 @@ from calibit.auditing.result import SCHEMA
 if TYPE_CHECKING:
     from calibit.comparison import Comparison, RunLike
     from calibit.verdict import Policy
+
+STEADY = 1.3
+"""Largest ratio between two timings of the same work on a machine that is called quiet."""
 
 SAME_KIND = (
     "GPTQ was calibrated on the same kind of text as the perplexity is measured on (other parts of "
@@ -228,7 +231,23 @@ def _warnings(
         found += [_named(warning, entry.name) for warning in comparisons[entry.name].warnings]
     if any(entry.kind == "gptq" for entry in entries) and job.text == job.calibration:
         found.append(SAME_KIND if job.text == TEXT else SAME_TEXT)
+    found += _busy_machine([run.meta.get("speed") for run in runs.values()])
     return list(dict.fromkeys(found))
+
+
+def _busy_machine(speeds: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    """A doubt about the speeds where a fixed workload, timed beside each model, did not stay the
+    same: then the machine had other work."""
+    references = [speed["reference"] for speed in speeds if speed and speed.get("reference")]
+    for key in references[0] if references else ():
+        rates = [reference[key]["value"] for reference in references]
+        if max(rates) > STEADY * min(rates):
+            return [
+                "Speeds are not comparable: a fixed workload timed beside each model ran up to "
+                f"{max(rates) / min(rates):.1f} times faster beside one than beside another, so "
+                "the machine was busy with other work. Measure again on a quiet machine."
+            ]
+    return []
 
 
 def _named(sentence: str, candidate: str) -> str:

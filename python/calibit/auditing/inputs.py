@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from typing import TYPE_CHECKING, Any
 
 from calibit.auditing import job as jobs
@@ -35,10 +34,4 @@ def _text(job: Job) -> Text | None:
 
     if job.text == jobs.NO_TEXT:
         return None
-    window, most = job.text_window, job.text_tokens
-    if job.text != jobs.TEXT:
-        return Text.from_file(job.text, window=window, max_tokens=most)
-    from calibit.quantization.calibration_text import pydoc_text
-
-    name = f"{jobs.TEXT}-{platform.python_version()}"  # the manual differs between versions
-    return Text(name, (pydoc_text("evaluation"),), window=window, max_tokens=most)
+    return Text.from_file(job.text, window=job.text_window, max_tokens=job.text_tokens)

@@ -203,4 +203,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"[audit] expected to be alone in {folder}, got another process that writes it; "
                 "wait for it to end"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
