@@ -64,11 +64,14 @@ def command_line() -> str:
 
 
 def prepare(threads: int | None) -> None:
-    """Silence what would break the progress bar, and set the number of CPU threads."""
+    """Silence what breaks the progress bar or is said in the result anyway; set the threads."""
+    import warnings
+
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message=r"\[calibration\]")
     if threads is not None:
         torch.set_num_threads(threads)
