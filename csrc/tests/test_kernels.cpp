@@ -126,17 +126,18 @@ void check_linear(const Problem& p, const Kernels& kernels, const std::vector<do
   CHECK(y.back() == -77.0f);
 }
 
-// One row alone, within a batch, and by any split of the tiles: the same bits.
+// Few rows alone, within a batch, and by any split of the tiles: the same bits.
 void check_invariance(const Problem& p, const Kernels& kernels) {
   const std::int64_t m = 9, n = p.spec.n, k = p.spec.k;
   const std::vector<float> x = normal(static_cast<std::size_t>(m * k), 7);
-  std::vector<float> batch(static_cast<std::size_t>(m * n)), single(static_cast<std::size_t>(n)),
-      split(batch);
+  std::vector<float> batch(static_cast<std::size_t>(m * n)), few(batch), split(batch);
   linear({p.packed_view(), x.data(), nullptr, batch.data(), m}, kernels, serial_for);
-  for (std::int64_t i = 0; i < m; ++i) {
-    linear({p.packed_view(), x.data() + i * k, nullptr, single.data(), 1}, kernels, serial_for);
-    CHECK(std::memcmp(single.data(), batch.data() + i * n, static_cast<std::size_t>(n) * 4) == 0);
-  }
+  for (std::int64_t rows = 1; rows <= 4; ++rows)
+    for (std::int64_t i = 0; i + rows <= m; i += rows) {
+      linear({p.packed_view(), x.data() + i * k, nullptr, few.data(), rows}, kernels, serial_for);
+      CHECK(std::memcmp(few.data(), batch.data() + i * n, static_cast<std::size_t>(rows * n) * 4) ==
+            0);
+    }
   for (std::int64_t t = 0; t < tiles(p.spec); ++t)
     kernels.linear({p.packed_view(), x.data(), nullptr, split.data(), m}, t, t + 1);
   CHECK(split == batch);
@@ -197,13 +198,32 @@ void check_all(const Format& f, std::int64_t n, std::int64_t k, std::int64_t gro
   }
 }
 
+// No built-in format has both, but the layout allows it.
+void check_codebook_with_zero_points() {
+  Problem p(nf4, 33, 150, 64, ZeroType::f32, false, portable_kernels, 4);
+  for (std::size_t i = 0; i + 4 <= p.zeros.size(); i += 4) {
+    const float zero = 0.01f * static_cast<float>(i);
+    std::memcpy(p.zeros.data() + i, &zero, 4);
+  }
+  pack_weight(p.canonical(), p.packed.data(), serial_for);
+  const std::vector<double> w = reference_weight(p);
+  for (const Kernels* kernels : supported_kernels()) {
+    check_dequantize(p, *kernels, w);
+    for (const std::int64_t m : {1, 3, 8}) check_linear(p, *kernels, w, m);
+    check_invariance(p, *kernels);
+    check_input_grad(p, *kernels, w);
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_codebook_with_zero_points();
   constexpr std::int64_t sizes[][3] = {
       {1, 1, 32},     {3, 7, 64},      {15, 8, 32},    {16, 9, 128},    {17, 31, 32},
       {31, 32, 64},   {33, 33, 32},    {64, 64, 64},   {65, 65, 64},    {48, 127, 32},
-      {80, 128, 128}, {129, 200, 128}, {20, 576, 128}, {18, 300, 4096}, {16, 100, 48}};
+      {80, 128, 128}, {129, 200, 128}, {20, 576, 128}, {18, 300, 4096}, {16, 100, 48},
+      {9, 50, 5},     {70, 141, 20}};
   // What a user's codebook and the rarest integers add to the registry: 1 to 3 bits, zero points.
   std::vector<Format> formats(kFormats.begin(), kFormats.end());
   formats.push_back(integers("int1", 1));
