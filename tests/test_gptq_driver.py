@@ -18,6 +18,7 @@ from calibit.modules import QuantizedLinear
 from calibit.quantization import calibration_text, quantize_model
 from calibit.quantization.hessian import HessianCapture
 from calibit.quantization.memory import Memory
+from calibit.tasks import texts
 from calibit.weight import quantize
 
 SCHEME = "gptq-int4-g32"
@@ -481,8 +482,8 @@ def test_file_is_read_and_named(tmp_path: Path) -> None:
 
 
 def test_built_in_text_keeps_its_evaluation_half_apart() -> None:
-    calibration = calibration_text.pydoc_text("calibration")
-    evaluation = calibration_text.pydoc_text("evaluation")
+    calibration = texts.pydoc_text("calibration")
+    evaluation = texts.pydoc_text("evaluation")
     assert min(len(calibration), len(evaluation)) > 100_000
     paragraphs = [
         {" ".join(p.split()) for p in text.split("\n\n")} for text in (calibration, evaluation)

@@ -523,7 +523,7 @@ def test_limit_below_one_is_refused(n: int) -> None:
 
 def test_pydoc_text_names_the_python_version() -> None:
     text = load_text("pydoc")
-    assert text.name == f"pydoc-full-{platform.python_version()}"
+    assert text.name == f"pydoc-{platform.python_version()}"
     assert len(text.text) > 100_000
     assert text.sha256 == hashlib.sha256(text.text.encode()).hexdigest()
     assert text == load_text("pydoc")

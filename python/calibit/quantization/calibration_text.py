@@ -1,9 +1,7 @@
 """Calibration text: a file, strings, or Python's own manual, cut into equal segments of tokens.
 
-The built-in text is `pydoc_data.topics`, which every CPython carries. Its topics are divided by
-alphabet: the even ones calibrate, the odd ones are left for measuring. Topics repeat each other in
-part, so paragraphs of the measuring half are taken out of the other one: no model is judged on text
-it was fitted to.
+The built-in text is one half of the manual that every CPython carries; the other half is left for
+measuring (`calibit.tasks.texts.pydoc_text`).
 """
 
 from __future__ import annotations
@@ -16,13 +14,12 @@ from typing import Any, TypeAlias
 
 import torch
 
+from calibit.tasks.texts import PYDOC, pydoc_text
+
 SEGMENTS = 16
 LENGTH = 512
 """Default size, 8,192 tokens. On SmolLM2-135M twice as many took 1.65 times as long and moved the
 held-out loss of gptq-int4-g128 by less than 0.1 nats a token, either way."""
-
-PYDOC = "pydoc"
-"""Name of the built-in text."""
 
 _MOST_CHARACTERS = 8_000_000
 
@@ -61,26 +58,6 @@ class Calibration:
             "tokens": self.tokens,
             "notes": list(self.notes),
         }
-
-
-def pydoc_text(part: str = "calibration") -> str:
-    """One half of Python's manual.
-
-    Args:
-        part: `"calibration"` (topics 0, 2, 4 … by alphabet, without the paragraphs that the other
-            half has too) or `"evaluation"` (topics 1, 3, 5 …).
-    """
-    from pydoc_data.topics import topics
-
-    if part not in ("calibration", "evaluation"):
-        raise ValueError(f"[pydoc_text] expected part 'calibration' or 'evaluation', got {part!r}")
-    names = sorted(topics)
-    evaluation = [p for name in names[1::2] for p in topics[name].strip().split("\n\n")]
-    if part == "evaluation":
-        return "\n\n".join(evaluation)
-    taken = {" ".join(paragraph.split()) for paragraph in evaluation}
-    calibration = [p for name in names[0::2] for p in topics[name].strip().split("\n\n")]
-    return "\n\n".join(p for p in calibration if " ".join(p.split()) not in taken)
 
 
 def load(

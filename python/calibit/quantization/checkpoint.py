@@ -11,6 +11,7 @@ from calibit.quantization import calibration_text, plans
 from calibit.quantization.model import Progress, quantize_model
 from calibit.quantization.report import Report
 from calibit.schemes import Scheme
+from calibit.tasks import texts
 
 
 def quantize_checkpoint(
@@ -51,7 +52,7 @@ def quantize_checkpoint(
     report = quantize_model(
         model,
         plan,
-        calibration=calibration_text.PYDOC if calibration is None else calibration,
+        calibration=texts.PYDOC if calibration is None else calibration,
         tokenizer=tokenizer,
         skip=skip,
         progress=progress,

@@ -24,6 +24,7 @@ from calibit.quantization import calibration_text, gptq, plans
 from calibit.quantization.layerwise import nearest_of, quantize_layer_
 from calibit.quantization.report import KeptWeight, ModuleReport, Report
 from calibit.schemes import Scheme
+from calibit.tasks import texts
 
 Progress = Callable[[int, int, str], None]
 """Called with layers done, layers in all, and the name of the layer just done."""
@@ -225,7 +226,7 @@ def _calibration(
     if source is None:
         raise TypeError(
             f"[quantize_model] expected calibration= for {solved[0]}, got none: give texts, the "
-            f"path of a text file, or {calibration_text.PYDOC!r} for the built-in one"
+            f"path of a text file, or {texts.PYDOC!r} for the built-in one"
         )
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     length = min(calibration_text.LENGTH, context or calibration_text.LENGTH)
