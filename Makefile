@@ -11,6 +11,8 @@ TIDY_FILES = $(filter-out csrc/tests/%,$(filter %.cpp,$(CXX_FILES)))
 
 DEMO_SCHEMES ?= nf4,fp4-dq,int4-g128,gptq-int4-g128,int8
 DEMO_OUTPUT ?= runs/demo
+# A smoke test within minutes on two cores; the audit's own defaults take more items and text.
+DEMO_SIZE ?= --limit 400 --text_tokens 4096
 
 .PHONY: help demo test test-all cpptest pytest notebooks lint types format sanitize wheel \
 	bootstrap clean
@@ -21,7 +23,7 @@ help: ## list the commands
 demo: ## audit a real language model: five schemes against the original, report in runs/demo
 	@scripts/bootstrap.sh demo
 	@model="$$($(BIN)/python scripts/demo_model.py)" && \
-	$(BIN)/calibit audit "$$model" --schemes $(DEMO_SCHEMES) -o $(DEMO_OUTPUT)
+	$(BIN)/calibit audit "$$model" --schemes $(DEMO_SCHEMES) $(DEMO_SIZE) -o $(DEMO_OUTPUT)
 
 test: bootstrap cpptest pytest notebooks ## C++ tests, Python tests without the slow ones, notebooks
 
