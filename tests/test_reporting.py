@@ -156,6 +156,13 @@ def test_table_without_unicode_is_plain_ascii(made: Made) -> None:
     assert text.isascii() and "accuracy" in text and "?" not in text
 
 
+def test_table_prints_itself_in_a_shell_and_in_a_notebook(made: Made) -> None:
+    table = terminal.audit_table(made[0])
+    assert str(table) == repr(table) and "accuracy %" in str(table)
+    assert str(table).splitlines() == shown(made[0], terminal.PLAIN_WIDTH).splitlines()
+    assert "accuracy" in table._repr_mimebundle_([], [])["text/plain"]
+
+
 def test_long_names_are_broken_not_cut() -> None:
     content, _ = audit_of("nf4", n=120, resamples=100)
     name = "some-organisation_a-very-long-checkpoint-name-without-an-end" + "x" * 30

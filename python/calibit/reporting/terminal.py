@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.jupyter import JupyterMixin
+from rich.text import Text
+
 from calibit.reporting import numbers, view, wording
 from calibit.reporting.view import Audit, Cell, Row
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.text import Text
 
 GAP = 2
 PLAIN_WIDTH = 100
@@ -124,8 +126,8 @@ def run_table(
     return _Lines(lambda width: _run_lines(meta, metrics, notes, width))
 
 
-class _Lines:
-    """Lines that depend on the width, as a rich renderable."""
+class _Lines(JupyterMixin):
+    """Lines that depend on the width: for a rich console, a notebook, or `print`."""
 
     def __init__(self, make: Callable[[int], list[Text]]) -> None:
         self._make = make
@@ -136,6 +138,12 @@ class _Lines:
                 line.plain = line.plain.translate(_ASCII)
             line.rstrip()
             yield line
+
+    def __str__(self) -> str:
+        lines = self._make(PLAIN_WIDTH)
+        return "\n".join(line.plain.rstrip() for line in lines)
+
+    __repr__ = __str__
 
 
 def _run_lines(
@@ -341,8 +349,6 @@ def _wrapped(lead: str, text: str, width: int, *, style: str = "") -> list[Text]
 
 
 def _text(parts: Iterable[Line]) -> Text:
-    from rich.text import Text
-
     line = Text(no_wrap=True, overflow="crop")
     for text, style in parts:
         line.append(text, STYLES[style] or None)
