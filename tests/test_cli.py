@@ -121,7 +121,7 @@ def test_help_lists_every_command_and_the_exit_codes(calibit: Any) -> None:
 def test_defaults_are_shown(calibit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text = calibit("audit", "--help").out
-    for default in ("probe", "pydoc", "600", "8192", "9999", "0.95", "audit-MODEL", "accuracy 3"):
+    for default in ("probe", "pydoc", "800", "6144", "9999", "0.95", "audit-MODEL", "accuracy 3"):
         assert re.search(rf"default: \(?{re.escape(default)}", text), default
 
 

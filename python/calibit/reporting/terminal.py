@@ -50,9 +50,10 @@ _ASCII = str.maketrans(
     }
 )
 
-BESIDE, STACKED, TIGHT = "beside", "stacked", "tight"
-STYLES_OF_CELLS = (BESIDE, STACKED, TIGHT)
-"""Interval beside the difference; below it; below it and without blanks and leading zeros."""
+BESIDE, STACKED, TIGHT, DENSE = "beside", "stacked", "tight", "dense"
+STYLES_OF_CELLS = (BESIDE, STACKED, TIGHT, DENSE)
+"""Interval beside the difference; below it; below it and without blanks and leading zeros; the same
+with less room between the columns."""
 
 Line = tuple[str, str]
 """Text and the name of its style."""
@@ -75,9 +76,14 @@ class Block:
     widths: tuple[int, ...]
 
     @property
+    def gap(self) -> int:
+        """Blanks between columns."""
+        return 1 if self.style == DENSE else 2
+
+    @property
     def width(self) -> int:
         """Characters of a whole line."""
-        return self.label + sum(GAP + width for width in self.widths)
+        return self.label + sum(self.gap + width for width in self.widths)
 
 
 def audit_table(audit: Audit) -> RenderableType:
@@ -181,10 +187,10 @@ def _blocks(rows: Sequence[Row], names: Sequence[str], width: int) -> list[Block
         stop = start + 1
         while (
             stop < len(names)
-            and _block(rows, names, tuple(range(start, stop + 1)), TIGHT).width <= width
+            and _block(rows, names, tuple(range(start, stop + 1)), DENSE).width <= width
         ):
             stop += 1
-        blocks.append(_block(rows, names, tuple(range(start, stop)), TIGHT))
+        blocks.append(_block(rows, names, tuple(range(start, stop)), DENSE))
         start = stop
     return blocks
 
@@ -212,7 +218,9 @@ def _cell_lines(cell: Cell, style: str) -> list[Line]:
         return [*lines, (both, cell.tone)] if both else lines
     lines += [(part, cell.tone) for part in _words(cell.delta)]
     if cell.interval:
-        lines.append((_tightened(cell.interval) if style == TIGHT else cell.interval, "faint"))
+        lines.append(
+            (_tightened(cell.interval) if style in (TIGHT, DENSE) else cell.interval, "faint")
+        )
     return lines
 
 
@@ -290,7 +298,7 @@ def _row_lines(row: Row, block: Block) -> list[Text]:
 def _joined(label: str, cells: Sequence[Line], block: Block) -> Text:
     parts: list[Line] = [(label.ljust(block.label), "")]
     for (text, style), width in zip(cells, block.widths, strict=True):
-        parts.append((" " * (GAP + width - len(text)), ""))
+        parts.append((" " * (block.gap + width - len(text)), ""))
         parts.append((text, style))
     return _text(parts)
 
@@ -309,7 +317,7 @@ def _verdict_lines(audit: Audit, width: int) -> list[Text]:
     lines = []
     for title, verdict, reasons in entries:
         lines += _entry_lines(title, verdict, reasons, name=name, word=word, width=width)
-    for warning in audit.get("warnings", ()):
+    for warning in (*audit.get("model", {}).get("notes", ()), *audit.get("warnings", ())):
         lines += _wrapped("Note: ", warning, width, style="faint")
     return lines
 
