@@ -19,13 +19,13 @@ _STATE_TONES = {"pass": "ship", "fail": "hold", "open": "inconclusive"}
 
 _SLICE_VIEWS = (
     # entry of a slice, search it belongs to, title, decimals
-    ("d_conf_true", "conf_true", "Change of the confidence in the right answer, points", 2),
+    ("d_conf_true", "conf_true", "Change of the confidence in the right answer, points", 1),
     ("d_acc", "acc", "Change of the accuracy, points", 1),
 )
 
 _SLICE_CAPTION = (
     "Left of the line is loss. Intervals hold for one slice at a time; the marked worst slice is "
-    "chosen with bounds that allow for the search."
+    "chosen, among those with at least 30 items, with bounds that allow for the search."
 )
 
 
