@@ -186,11 +186,12 @@ def _evidence(
 
 
 def _describe(meta: Mapping[str, Any], side: str) -> dict[str, Any]:
-    scheme = meta.get("scheme")
-    named = meta.get("name") or (scheme if scheme not in (None, "none") else meta.get("model"))
+    scheme, model = meta.get("scheme"), meta.get("model")
+    model_name = model.get("name") if isinstance(model, Mapping) else model
+    named = meta.get("name") or (scheme if scheme not in (None, "none") else model_name)
     return {
         "name": named or side,
-        "model": meta.get("model"),
+        "model": model_name,
         "scheme": scheme,
         "weight_hash": meta.get("weight_hash"),
     }
