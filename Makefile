@@ -57,7 +57,7 @@ pytest: bootstrap ## Python tests without the slow ones
 
 notebooks: bootstrap ## run every notebook from top to bottom, in small sizes
 	@set -e; for file in notebooks/*.ipynb; do \
-		echo "running $$file"; CALIBIT_FAST=1 $(WITH_VENV) jupyter-execute --log-level=ERROR --timeout=600 "$$file"; \
+		echo "running $$file"; CALIBIT_FAST=1 $(WITH_VENV) jupyter-execute --timeout=600 "$$file"; \
 	done
 
 lint: bootstrap ## ruff, clang-format, clang-tidy
