@@ -159,17 +159,24 @@ install_torch() {
 
 installed_torch() { "$py" -c 'from importlib.metadata import version; print("torch==" + version("torch"))'; }
 
+packages_of() {
+  "$py" scripts/requirements.py "$1" || fail "reading pyproject.toml" "Mend the file."
+}
+packages_fingerprint() { { printf '%s\n' "$torch"; packages_of "$1"; } | hash_of; }
+
 install_packages() {
-  local wanted fingerprint
-  wanted=$("$py" scripts/requirements.py "$mode") || fail "reading pyproject.toml" "Mend the file."
-  fingerprint=$(printf '%s\n' "$torch" "$wanted" | hash_of)
+  local each fingerprint
+  fingerprint=$(packages_fingerprint "$mode") || exit 1
   is_done "packages-$mode" "$fingerprint" && return 0
-  say "packages for '$mode': pip install, $(wc -l <<<"$wanted") requirements beside $torch"
   printf '%s\n' "$torch" >"$stamps/constraints.txt"
-  printf '%s\n' "$wanted" >"$stamps/requirements.txt"
+  packages_of "$mode" >"$stamps/requirements.txt"
+  say "packages for '$mode': pip install, $(wc -l <"$stamps/requirements.txt") requirements beside $torch"
   pip_install -c "$stamps/constraints.txt" -r "$stamps/requirements.txt" ||
     fail_with_log "installing the packages of '$mode'" "Check the network, pip's index and the free space, then run it again."
-  finished "packages-$mode" "$fingerprint"
+  for each in build demo test; do # each mode holds those before it
+    finished "packages-$each" "$(packages_fingerprint "$each")"
+    [ "$each" = "$mode" ] && break
+  done
 }
 
 source_fingerprint() {
