@@ -12,7 +12,7 @@ TIDY_FILES = $(filter-out csrc/tests/%,$(filter %.cpp,$(CXX_FILES)))
 DEMO_SCHEMES ?= nf4,fp4-dq,int4-g128,gptq-int4-g128,int8
 DEMO_OUTPUT ?= runs/demo
 # A smoke test within minutes on two cores; the audit's own defaults take more items and text.
-DEMO_SIZE ?= --limit 400 --text_tokens 4096
+DEMO_SIZE ?= --limit 600 --text_tokens 4096
 
 .PHONY: help demo test test-all cpptest pytest notebooks lint types format sanitize wheel \
 	bootstrap clean
