@@ -1,6 +1,12 @@
 """What a model costs: bytes of its weights, peak memory, tokens per second."""
 
-from calibit.footprint.memory import Memory, PeakMemory, bytes_kv, measure_memory
+from calibit.footprint.memory import (
+    Memory,
+    PeakMemory,
+    bytes_kv,
+    measure_memory,
+    release_freed_memory,
+)
 from calibit.footprint.speed import (
     Rate,
     Speed,
@@ -20,5 +26,6 @@ __all__ = [
     "kernels_of",
     "measure_memory",
     "measure_speed",
+    "release_freed_memory",
     "versions",
 ]

@@ -16,6 +16,9 @@ from calibit.schemes import Scheme
 from calibit.solver import Factored
 from calibit.weight import QuantizedWeight
 
+# Rows handled at a time where torch would first copy a whole bfloat16 weight to float32.
+_ROWS = 256
+
 
 @dataclass(frozen=True)
 class Curvature:
@@ -125,11 +128,15 @@ def _choose(dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None) ->
 
 def _difference(dense: torch.Tensor, quantized: QuantizedWeight) -> torch.Tensor:
     """Q - W in float32, the only copy of that size."""
-    return quantized.dequantize(torch.float32).sub_(dense)
+    difference = quantized.dequantize(torch.float32)
+    for part, original in zip(difference.split(_ROWS), dense.split(_ROWS), strict=True):
+        part.sub_(original)
+    return difference
 
 
 def _relative_error(dense: torch.Tensor, quantized: QuantizedWeight) -> float:
     """Norm of the difference over norm of the weight."""
-    norm = float(torch.linalg.vector_norm(dense, dtype=torch.float32))
+    parts = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in dense.split(_ROWS)]
+    norm = float(torch.linalg.vector_norm(torch.stack(parts)))
     difference = float(torch.linalg.vector_norm(_difference(dense, quantized)))
     return difference / norm if norm > 0 else difference

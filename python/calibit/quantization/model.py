@@ -18,6 +18,7 @@ from torch import nn
 
 from calibit import schemes, structure, weight
 from calibit.fingerprint import weight_hash
+from calibit.footprint import release_freed_memory
 from calibit.io import native
 from calibit.modules import QuantizedLinear
 from calibit.quantization import calibration_text, gptq, plans
@@ -156,6 +157,7 @@ def _run_(
 
     def done(row: ModuleReport) -> None:
         rows[row.name] = row
+        release_freed_memory()
         if progress is not None:
             progress(len(rows), len(jobs), row.name)
 
