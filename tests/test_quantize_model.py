@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny_models
 from calibit import structure
-from calibit.footprint import PeakMemory, release_freed_memory
 from calibit.modules import QuantizedLinear
 from calibit.quantization import plans, quantize_model, weight_hash
 
@@ -365,24 +367,33 @@ def test_configuration_records_what_was_done() -> None:
     assert record["tied"] == {"lm_head.weight": "model.embed_tokens.weight"}
 
 
+def allocations(trace: Path, work: Callable[[], None]) -> list[int]:
+    """Bytes that torch allocates (positive) and frees (negative) during `work`, in order."""
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    profile.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    memory = [event for event in events if event["name"] == "[memory]"]
+    return [e["args"]["Bytes"] for e in sorted(memory, key=lambda event: event["ts"])]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_peak_memory_is_the_float_model_and_one_layer_in_float32(dtype: torch.dtype) -> None:
+def test_peak_memory_is_the_float_model_and_one_layer_in_float32(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
     config = LlamaConfig(
-        hidden_size=512,
-        intermediate_size=16384,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        vocab_size=64,
+        hidden_size=256, intermediate_size=2048, num_hidden_layers=2, vocab_size=64
     )
-    model = LlamaForCausalLM(config).to(dtype)
-    QuantizedLinear.from_linear(nn.Linear(64, 64), "nf4")  # what a first call loads is not counted
-    release_freed_memory()
-    with PeakMemory() as before:
-        pass
-    with PeakMemory() as during:
+    mark = 12_345  # tells where quantizing begins
+
+    def work() -> None:
+        model = LlamaForCausalLM(config).to(dtype)
+        torch.empty(mark, dtype=torch.uint8)
         quantize_model(model, "nf4")
-    if before.bytes is None or during.bytes is None or during.since != "block":
-        pytest.skip("this system cannot restart the count of peak memory")
-    largest = 16384 * 512 * 4  # 32 MiB: of an MLP layer
-    # Beside it for a moment the codes, canonical and packed: 2 * 4.5 of 32 bits; and 2 MiB of pages.
-    assert during.bytes - before.bytes <= largest * (1 + 9 / 32) + (2 << 20)
+
+    sizes = allocations(tmp_path / "trace.json", work)
+    live = list(itertools.accumulate(sizes[sizes.index(mark) :]))
+    largest = 256 * 2048 * 4  # of an MLP layer
+    # Beside it for a moment its codes, canonical and packed, and a run of rows in float32.
+    assert max(live) <= largest * (1 + 2 * 4.5 / 32) + 4 * (1 << 16) + mark
+    assert live[-1] < 0, "the float weights were freed"

@@ -16,8 +16,8 @@ from calibit.schemes import Scheme
 from calibit.solver import Factored
 from calibit.weight import QuantizedWeight
 
-# Rows handled at a time where torch would first copy a whole bfloat16 weight to float32.
-_ROWS = 256
+# Weights handled at a time where torch would first copy a whole bfloat16 weight to float32.
+_AT_A_TIME = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,19 @@ def _choose(dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None) ->
 def _difference(dense: torch.Tensor, quantized: QuantizedWeight) -> torch.Tensor:
     """Q - W in float32, the only copy of that size."""
     difference = quantized.dequantize(torch.float32)
-    for part, original in zip(difference.split(_ROWS), dense.split(_ROWS), strict=True):
+    for part, original in zip(_parts(difference), _parts(dense), strict=True):
         part.sub_(original)
     return difference
 
 
 def _relative_error(dense: torch.Tensor, quantized: QuantizedWeight) -> float:
     """Norm of the difference over norm of the weight."""
-    parts = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in dense.split(_ROWS)]
+    parts = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in _parts(dense)]
     norm = float(torch.linalg.vector_norm(torch.stack(parts)))
     difference = float(torch.linalg.vector_norm(_difference(dense, quantized)))
     return difference / norm if norm > 0 else difference
+
+
+def _parts(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The matrix as runs of rows of about `_AT_A_TIME` values."""
+    return matrix.split(max(1, _AT_A_TIME // matrix.shape[1]))
