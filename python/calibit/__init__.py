@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from calibit.evaluation import evaluate
     from calibit.modules import QuantizedLinear, linear
     from calibit.quantization.model import quantize_model
+    from calibit.recalibration import Recalibration
     from calibit.registry import Format, formats
     from calibit.runs import Run
     from calibit.schemes import Scheme
@@ -30,6 +31,7 @@ _LAZY = {
     "Format": "calibit.registry",
     "QuantizedLinear": "calibit.modules",
     "QuantizedWeight": "calibit.weight",
+    "Recalibration": "calibit.recalibration",
     "Run": "calibit.runs",
     "Scheme": "calibit.schemes",
     "audit": "calibit.auditing",
@@ -63,6 +65,7 @@ __all__ = [
     "Format",
     "QuantizedLinear",
     "QuantizedWeight",
+    "Recalibration",
     "Run",
     "Scheme",
     "audit",

@@ -135,6 +135,19 @@ class Distributions:
         return first - np.where(np.isneginf(second), 0.0, second)
 
     @cached_property
+    def log_odds(self) -> np.ndarray:
+        """float64 [N]: log odds of the best choice against all the others together.
+
+        Infinite where the others have probability 0.
+        """
+        first, second = self._top_two(self.log_p)
+        top = np.where(np.isneginf(second), 0.0, second)
+        rest = self.log_p - np.repeat(top, self.k)
+        rest[self.offsets[:-1] + self.predicted] = -np.inf
+        with np.errstate(divide="ignore"):
+            return first - (top + np.log(segment_sum(np.exp(rest), self.offsets)))
+
+    @cached_property
     def entropy(self) -> np.ndarray:
         """float64 [N], nats, with 0 log 0 = 0."""
         return -segment_sum(_times_log(self.p, self.log_p), self.offsets)
@@ -150,6 +163,17 @@ class Distributions:
         """
         where = self.offsets[:-1] + choice
         return self.p[where], self.log_p[where]
+
+    def tempered(self, temperature: float | np.ndarray) -> Distributions:
+        """The distributions with their log scores divided by a temperature.
+
+        Args:
+            temperature: above 0; one for all items, or float64 [N].
+        """
+        scale = np.broadcast_to(1.0 / np.asarray(temperature, dtype=np.float64), (self.n,))
+        scaled = self.log_p * np.repeat(scale, self.k)
+        log_p = scaled - np.repeat(_log_sum_exp(scaled, self.offsets, "tempered"), self.k)
+        return Distributions(log_p=log_p, p=np.exp(log_p), offsets=self.offsets)
 
     def take(self, items: np.ndarray) -> Distributions:
         """The distributions of `items` (int64 indices or a boolean mask), in that order."""

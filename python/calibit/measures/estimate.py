@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -189,12 +189,14 @@ def undefined(metric: str, reason: str, **facts: Any) -> Estimate:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON types: NumPy scalars, arrays, tuples and mappings are converted.
+    """`value` as JSON types: NumPy scalars, arrays, tuples, mappings and dataclasses are converted.
 
     Numbers that are not finite become None.
     """
     if isinstance(value, Estimate):
         return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray):

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 
 from calibit.measures.binning import indicator
 from calibit.measures.confidence import NO_ITEMS, mean_of
-from calibit.measures.distributions import Distributions, as_distributions, segment_sum
+from calibit.measures.distributions import Distributions, segment_sum
 from calibit.measures.estimate import Estimate, undefined
+from calibit.measures.pairs import same_items
 from calibit.measures.proper import labelled_pair
 from calibit.measures.resampling import Resampling
 
@@ -31,12 +32,12 @@ def kl_ab(a: Any, b: Any, *, resampling: Resampling | None = None) -> Estimate:
     Raises:
         ValueError: if the items differ in number or in number of choices.
     """
-    return _divergence("kl_ab", kl_values(*_pair(a, b, "kl_ab")), resampling, "nats")
+    return _divergence("kl_ab", kl_values(*same_items(a, b, op="kl_ab")), resampling, "nats")
 
 
 def kl_ba(a: Any, b: Any, *, resampling: Resampling | None = None) -> Estimate:
     """Mean Kullback-Leibler divergence KL(b || a) in nats (arguments as in `kl_ab`)."""
-    first, second = _pair(a, b, "kl_ba")
+    first, second = same_items(a, b, op="kl_ba")
     return _divergence("kl_ba", kl_values(second, first), resampling, "nats")
 
 
@@ -50,7 +51,7 @@ def jsd(a: Any, b: Any, *, unit: str = "nats", resampling: Resampling | None = N
     """
     if unit not in ("nats", "bits"):
         raise ValueError(f"[jsd] expected unit nats or bits, got {unit!r}")
-    values = jsd_values(*_pair(a, b, "jsd"))
+    values = jsd_values(*same_items(a, b, op="jsd"))
     return _divergence(
         "jsd", values if unit == "nats" else values / math.log(2.0), resampling, unit
     )
@@ -63,13 +64,13 @@ def js_distance(
 
     It lies in [0, 1] for base 2. The mean of roots is not the root of the mean.
     """
-    values = np.sqrt(jsd_values(*_pair(a, b, "js_distance")) / math.log(base))
+    values = np.sqrt(jsd_values(*same_items(a, b, op="js_distance")) / math.log(base))
     return _divergence("js_distance", values, resampling, "", base=base)
 
 
 def tv(a: Any, b: Any, *, resampling: Resampling | None = None) -> Estimate:
     """Mean total variation distance: half the sum of |p_a - p_b|."""
-    first, second = _pair(a, b, "tv")
+    first, second = same_items(a, b, op="tv")
     return _divergence(
         "tv", segment_sum(np.abs(first.p - second.p), first.offsets) / 2.0, resampling, ""
     )
@@ -85,7 +86,7 @@ def d_conf_true(
         gold: int [N], -1 = unlabelled; taken from `a` where it is a Scores.
         resampling: asks for a BCa interval.
     """
-    _pair(a, b, "d_conf_true")
+    same_items(a, b, op="d_conf_true")
     first, labels = labelled_pair(a, gold, op="d_conf_true")
     second, _ = labelled_pair(
         b, getattr(a, "gold", None) if gold is None else gold, op="d_conf_true"
@@ -95,7 +96,7 @@ def d_conf_true(
 
 def d_conf(a: Any, b: Any, *, resampling: Resampling | None = None) -> Estimate:
     """Mean change of confidence (largest probability), b minus a."""
-    first, second = _pair(a, b, "d_conf")
+    first, second = same_items(a, b, op="d_conf")
     return mean_of("d_conf", second.confidence - first.confidence, resampling)
 
 
@@ -163,22 +164,6 @@ def jsd_values(a: Distributions, b: Distributions) -> np.ndarray:
     middle = top + (np.log1p(np.exp(-apart)) - math.log(2.0))
     mixture = Distributions(log_p=middle, p=np.exp(middle), offsets=a.offsets)
     return np.maximum(0.0, (kl_values(a, mixture) + kl_values(b, mixture)) / 2.0)
-
-
-def _pair(a: Any, b: Any, op: str) -> tuple[Distributions, Distributions]:
-    first, second = as_distributions(a, op=op), as_distributions(b, op=op)
-    if first.n != second.n:
-        raise ValueError(
-            f"[{op}] expected the same items in a and b, got {first.n} and {second.n} items"
-        )
-    different = np.flatnonzero(first.k != second.k)
-    if len(different):
-        item = int(different[0])
-        raise ValueError(
-            f"[{op}] expected equal numbers of choices, "
-            f"got {first.k[item]} and {second.k[item]} in item {item}"
-        )
-    return first, second
 
 
 def _divergence(

@@ -131,6 +131,40 @@ def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interv
     return _bootstrapped("bca", resampling, np.quantile(draws, levels))
 
 
+def percentile_p(draws: np.ndarray) -> float:
+    """Two-sided p value of "the statistic is 0": where the percentile interval just excludes 0.
+
+    Args:
+        draws: float64 [resamples]; NaN draws are dropped.
+    """
+    kept = draws[np.isfinite(draws)]
+    tail = min(int(np.sum(kept <= 0.0)), int(np.sum(kept >= 0.0)))
+    return min(1.0, 2.0 * (1 + tail) / (1 + len(kept)))
+
+
+def bca_p(values: np.ndarray, draws: np.ndarray) -> float:
+    """Two-sided p value of "the mean is 0": where the BCa interval just excludes 0.
+
+    Args:
+        values: float64 [N], the per-item values.
+        draws: float64 [resamples], resampled means.
+    """
+    mean, spread = float(np.mean(values)), float(np.std(values))
+    if spread == 0.0:
+        return 1.0 if mean == 0.0 else 0.0
+    below = float(np.mean(draws < mean - 1e-12 * (abs(mean) + spread)))
+    if not 0.0 < below < 1.0:
+        return percentile_p(draws)
+    z0, a = _NORMAL.inv_cdf(below), acceleration(values)
+    # The level whose quantile is 0: z0 + (z0 + z) / (1 - a (z0 + z)) = w, solved for z.
+    share = (0.5 + float(np.sum(draws < 0.0)) + 0.5 * float(np.sum(draws == 0.0))) / (
+        1 + len(draws)
+    )
+    w = _NORMAL.inv_cdf(share) - z0
+    z = w / (1.0 + a * w) - z0
+    return min(1.0, 2.0 * _NORMAL.cdf(-abs(z)))
+
+
 def acceleration(values: np.ndarray) -> float:
     """BCa acceleration of a mean: sum u^3 / (6 (sum u^2)^1.5), u from its leave-one-out values.
 

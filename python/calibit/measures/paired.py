@@ -205,9 +205,8 @@ def wilcoxon(values: ArrayLike) -> SignificanceTest | None:
     d = d[d != 0.0]
     if not len(d):
         return None
-    sizes, inverse, counts = np.unique(np.abs(d), return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-    plus = float(ranks[d > 0].sum())
+    sizes, counts = np.unique(np.abs(d), return_counts=True)
+    plus = float(average_ranks(np.abs(d))[d > 0].sum())
     n = len(d)
     smaller = min(plus, n * (n + 1) / 2.0 - plus)
     if n <= 50 and len(sizes) == n:
@@ -217,6 +216,17 @@ def wilcoxon(values: ArrayLike) -> SignificanceTest | None:
     )
     z = (smaller - n * (n + 1) / 4.0) / math.sqrt(variance)
     return SignificanceTest(smaller, math.erfc(abs(z) / math.sqrt(2.0)))
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks 1..N, ties with their average, float64 [N].
+
+    Example:
+        >>> average_ranks(np.array([3.0, 1.0, 3.0])).tolist()
+        [2.5, 1.0, 2.5]
+    """
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -70,6 +70,19 @@ def resampled_sums(units: np.ndarray, resampling: Resampling) -> np.ndarray:
     return _C.resampled_sums(units, resampling.resamples, _generator(resampling.seed))
 
 
+def resampled_means(values: np.ndarray, resampling: Resampling) -> np.ndarray:
+    """Means of columns over resamples of the rows.
+
+    Args:
+        values: float64 [N, m], N >= 1.
+        resampling: number of resamples and seed.
+
+    Returns:
+        float64 [resamples, m].
+    """
+    return resampled_sums(values, resampling) / len(values)
+
+
 def resampled_bin_sums(
     confidence: np.ndarray, correct: np.ndarray, *, bins: int, rule: str, resampling: Resampling
 ) -> np.ndarray:

@@ -18,8 +18,13 @@ from statistics import NormalDist
 import numpy as np
 
 from calibit.measures.intervals import tango_bounds, two_sided_z
-from calibit.measures.paired import sign_chunks
-from calibit.measures.resampling import CHUNK_ENTRIES, Resampling, count_chunks
+from calibit.measures.resampling import CHUNK_ENTRIES, Resampling
+from calibit.measures.simultaneous import (
+    family_moments,
+    moments,
+    sign_flip_p,
+    studentised_maxima,
+)
 from calibit.measures.slices import N_MIN, Slices
 
 
@@ -149,15 +154,15 @@ def worst_slice(
     if not len(slices.names):
         return SliceSearch(metric, (), draw.level, reason=f"no slice with at least {N_MIN} items")
     member = slices.member.astype(np.float64)
-    mean, se, size = _moments(member @ d, member @ d**2, member.sum(axis=1))
+    mean, se, size = family_moments(d[None, :], member)
     if accuracy:
         # Damage counts right -> wrong as positive: Tango's difference with its counts exchanged.
         lost, won = (member @ (d > 0)).round(), (member @ (d < 0)).round()
         maker = BoundsMaker(mean, se, discordant=(won, lost, size))
     else:
-        maker = BoundsMaker(mean, se, maxima=_studentised_maxima(d, member, mean, draw))
+        maker = BoundsMaker(mean, se, maxima=studentised_maxima(d[None, :], member, draw))
     lower, upper = maker.at(draw.level)
-    p_damage = _sign_flip_p(d, member, mean, se, draw)
+    p_damage = sign_flip_p(d[None, :], member, draw)
     p_contrast = _permutation_p(d, member, draw)
     rows = zip(slices.names, size, mean, se, lower, upper, p_damage, p_contrast, strict=True)
     table = tuple(SliceDamage(str(name), int(n), *map(float, rest)) for name, n, *rest in rows)
@@ -199,47 +204,6 @@ def shrink(damage: Sequence[float], se: Sequence[float]) -> Heterogeneity:
     return Heterogeneity(q, tau2, mean, tuple((mean + tau2 / (tau2 + s**2) * (d - mean)).tolist()))
 
 
-def _moments(
-    total: np.ndarray, squares: np.ndarray, size: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    count = np.maximum(size, 1.0)
-    mean = total / count
-    variance = np.maximum(0.0, squares - count * mean**2) / np.maximum(count - 1.0, 1.0)
-    # What is left of a spread of zero after cancellation is not a spread.
-    variance = np.where(variance <= 1e-24 * np.maximum(1e-12, squares), 0.0, variance)
-    return mean, np.sqrt(variance / count), size
-
-
-def _studentised_maxima(
-    d: np.ndarray, member: np.ndarray, mean: np.ndarray, draw: Resampling
-) -> tuple[np.ndarray, np.ndarray]:
-    units = np.concatenate([member * d, member * d**2, member], axis=0).T
-    slices, high, low = len(member), [], []
-    for counts in count_chunks(len(d), draw):
-        sums = counts @ units
-        star, se, size = _moments(
-            sums[:, :slices], sums[:, slices : 2 * slices], sums[:, 2 * slices :]
-        )
-        usable = (se > 0) & (size >= 2)
-        t = np.where(usable, (star - mean) / np.where(usable, se, 1.0), 0.0)
-        high.append(t.max(axis=1))
-        low.append((-t).max(axis=1))
-    return np.concatenate(high), np.concatenate(low)
-
-
-def _sign_flip_p(
-    d: np.ndarray, member: np.ndarray, mean: np.ndarray, se: np.ndarray, draw: Resampling
-) -> np.ndarray:
-    size, squares, units = member.sum(axis=1), member @ d**2, (member * d).T
-    observed = np.divide(mean, se, out=np.zeros_like(mean), where=se > 0)
-    reached = np.zeros(len(member))
-    for signs in sign_chunks(len(d), draw.resamples, draw.seed):
-        star, star_se, _ = _moments(signs @ units, squares, size)
-        t = np.divide(star, star_se, out=np.zeros_like(star), where=star_se > 0)
-        reached += (t.max(axis=1)[:, None] >= observed - 1e-9).sum(axis=0)
-    return (1.0 + reached) / (1.0 + draw.resamples)
-
-
 def _permutation_p(d: np.ndarray, member: np.ndarray, draw: Resampling) -> np.ndarray:
     observed = _contrast_t(d[None, :], member)[0]
     rng, reached = np.random.default_rng(draw.seed), np.zeros(len(member))
@@ -256,8 +220,8 @@ def _contrast_t(d: np.ndarray, member: np.ndarray) -> np.ndarray:
     # Welch's t of slice against rest, [rows, S], for rows of values d [rows, N]
     size = member.sum(axis=1)
     total, squares = d @ member.T, d**2 @ member.T
-    inside, inside_se, _ = _moments(total, squares, size)
-    rest = _moments(
+    inside, inside_se, _ = moments(total, squares, size)
+    rest = moments(
         d.sum(axis=1, keepdims=True) - total,
         (d**2).sum(axis=1, keepdims=True) - squares,
         d.shape[1] - size,

@@ -1,0 +1,263 @@
+"""Conformal transfer: prediction sets calibrated on the full model, used on the quantized.
+
+The score is 1 - p_y (least ambiguous sets, Sadinle, Lei and Wasserman 2019): the set of an item
+holds every choice with 1 - p_k <= q, where q is the ceil((n + 1)(1 - alpha))-th smallest score of
+the calibration items. For exchangeable items it covers the truth with probability 1 - alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from calibit.measures.confidence import mean_of
+from calibit.measures.distributions import Distributions
+from calibit.measures.estimate import Estimate, Interval, plain
+from calibit.measures.folds import folds_of
+from calibit.measures.intervals import tango
+from calibit.measures.paired import McNemar, mcnemar
+from calibit.measures.pairs import LabelledPair, labelled_models
+from calibit.measures.resampling import Resampling
+from calibit.measures.simultaneous import sign_flip_p
+
+ALPHA = 0.1
+SPLITS = 100
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """Prediction sets of one model at one quantile, on the test items.
+
+    Attributes:
+        coverage: share of items whose set holds the right choice.
+        size: mean number of choices in a set.
+        empty: share of empty sets.
+    """
+
+    coverage: float
+    size: float
+    empty: float
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Mean and standard deviation over seeded splits."""
+
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class ConformalTransfer:
+    """Prediction sets of the reference, transferred to the candidate.
+
+    Attributes:
+        alpha: error rate asked for.
+        n_calibration, n_test: items on each side of the split.
+        rank: rank of the quantile among the calibration scores; above n_calibration it is infinite.
+        q_a, q_b: quantiles of reference and candidate; None where infinite (every choice is in
+            every set).
+        a, transfer, recalibrated: reference at q_a, candidate at q_a, candidate at q_b.
+        coverage_loss: coverage of the reference minus that of the candidate, both at q_a.
+        inflation: set size of the candidate at q_b minus that of the reference at q_a.
+        test: McNemar's test on items covered by one of the two at q_a.
+        band: where the reference's coverage falls for 95 % of calibration sets.
+        splits: quantity -> mean and sd over seeded splits.
+    """
+
+    alpha: float
+    n_calibration: int
+    n_test: int
+    rank: int
+    q_a: float | None
+    q_b: float | None
+    a: SetFacts
+    transfer: SetFacts
+    recalibrated: SetFacts
+    coverage_loss: Estimate
+    inflation: Estimate
+    test: McNemar
+    band: Interval
+    splits: Mapping[str, Repeated]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return plain(vars(self))
+
+
+def conformal_transfer(
+    a: Any,
+    b: Any,
+    gold: ArrayLike | None = None,
+    *,
+    alpha: float = ALPHA,
+    calibration: ArrayLike | None = None,
+    ids: Sequence[str] | None = None,
+    splits: int = SPLITS,
+    resampling: Resampling | None = None,
+) -> ConformalTransfer:
+    """What happens to prediction sets when the model is exchanged under them.
+
+    Args:
+        a, b: reference and candidate: Scores, Distributions, or log scores [N, K].
+        gold: int [N], -1 = unlabelled (left out); taken from `a` where it is a Scores.
+        alpha: error rate, in (0, 1).
+        calibration: bool [N labelled items], which items calibrate; by fold hash where omitted.
+        ids: item ids, from which folds are made; those of `a` where it is a Scores.
+        splits: number of further seeded splits into halves.
+        resampling: of the intervals (its seed is that of the splits too).
+
+    Raises:
+        ValueError: for alpha outside (0, 1), a split with an empty side, or items that do not pair,
+            have one choice, or are not labelled.
+    """
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"[conformal_transfer] expected alpha between 0 and 1, got {alpha}")
+    pair = labelled_models(a, b, gold, ids=ids, op="conformal_transfer")
+    draw = resampling or Resampling()
+    chosen = folds_of(pair.ids, 2) == 0 if calibration is None else np.asarray(calibration)
+    if chosen.shape != (pair.n,) or chosen.dtype != bool or chosen.all() or not chosen.any():
+        raise ValueError(
+            f"[conformal_transfer] expected calibration and test items among {pair.n}, "
+            f"got {int(np.sum(chosen))} calibration items"
+        )
+    score_a, score_b = (1.0 - d.of(pair.gold)[0] for d in (pair.a, pair.b))
+    q_a, q_b = _quantile(score_a[chosen], alpha), _quantile(score_b[chosen], alpha)
+    test, gold_test = np.flatnonzero(~chosen), pair.gold[~chosen]
+    sides = [(pair.a.take(test), q_a), (pair.b.take(test), q_a), (pair.b.take(test), q_b)]
+    covered, size = zip(*(_sets(d, q, gold_test) for d, q in sides), strict=True)
+    facts = [_facts(c, s) for c, s in zip(covered, size, strict=True)]
+    discordant = mcnemar(int(np.sum(covered[0] > covered[1])), int(np.sum(covered[0] < covered[1])))
+    return ConformalTransfer(
+        alpha,
+        int(chosen.sum()),
+        len(test),
+        _rank(int(chosen.sum()), alpha),
+        None if math.isinf(q_a) else q_a,
+        None if math.isinf(q_b) else q_b,
+        facts[0],
+        facts[1],
+        facts[2],
+        _loss(discordant, len(test), draw),
+        mean_of("inflation", size[2] - size[0], draw, unit="choices"),
+        discordant,
+        coverage_band(int(chosen.sum()), alpha, level=draw.level),
+        _repeated(pair, (score_a, score_b), alpha, splits, draw.seed),
+    )
+
+
+def coverage_band(n: int, alpha: float, *, level: float = 0.95) -> Interval:
+    """Where the coverage of n calibration items' sets falls: Beta(n + 1 - l, l), l = floor((n + 1)
+    alpha) (Vovk 2012).
+
+    Args:
+        n: number of calibration items.
+        alpha: error rate.
+        level: two-sided level.
+    """
+    from scipy.special import betaincinv
+
+    least = math.floor((n + 1) * alpha + 1e-9)
+    if least == 0:
+        return Interval(None, None, level, "beta", reason="too few items: every set is full")
+    ends = [float(betaincinv(n + 1 - least, least, share)) for share in _tails(level)]
+    return Interval(ends[0], ends[1], level, "beta")
+
+
+@dataclass(frozen=True)
+class ThresholdJump:
+    """Change of coverage between neighbouring steps of a ladder.
+
+    Attributes:
+        steps: coverage loss of each step against the one before (positive = less covered).
+        worst: index of the step with the largest loss.
+        p: adjusted one-sided p value of each step (single-step maxT over sign flips).
+    """
+
+    steps: tuple[float, ...]
+    worst: int
+    p: tuple[float, ...]
+
+
+def threshold_jump(covered: np.ndarray, *, resampling: Resampling | None = None) -> ThresholdJump:
+    """The largest loss of coverage between neighbouring steps of a bit ladder.
+
+    Args:
+        covered: [S, N], 1 where a step's set holds the right choice, all at the reference's
+            quantile; first the reference, then fewer and fewer bits.
+        resampling: number of sign patterns and seed.
+
+    Raises:
+        ValueError: for fewer than two steps.
+    """
+    table = np.asarray(covered, dtype=np.float64)
+    if table.ndim != 2 or len(table) < 2 or not table.shape[1]:
+        raise ValueError(
+            f"[threshold_jump] expected covered of shape [S >= 2, N], got {list(table.shape)}"
+        )
+    lost = table[:-1] - table[1:]
+    p = sign_flip_p(lost, np.ones_like(lost), resampling or Resampling())
+    means = lost.mean(axis=1)
+    return ThresholdJump(tuple(means.tolist()), int(np.argmax(means)), tuple(p.tolist()))
+
+
+def _rank(n: int, alpha: float) -> int:
+    return math.ceil((n + 1) * (1.0 - alpha) - 1e-9)
+
+
+def _quantile(scores: np.ndarray, alpha: float) -> float:
+    rank = _rank(len(scores), alpha)
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
+
+
+def _sets(d: Distributions, q: float, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the set holds the right choice, and its size, float64 [n] each."""
+    inside = 1.0 - d.p <= q
+    covered = inside[d.offsets[:-1] + gold]
+    sizes = np.add.reduceat(inside.astype(np.float64), d.offsets[:-1])
+    return covered.astype(np.float64), sizes
+
+
+def _facts(covered: np.ndarray, size: np.ndarray) -> SetFacts:
+    return SetFacts(float(covered.mean()), float(size.mean()), float(np.mean(size == 0)))
+
+
+def _loss(test: McNemar, n: int, draw: Resampling) -> Estimate:
+    # Loss counts covered -> not covered as positive: Tango's difference with counts exchanged.
+    out = Estimate("coverage_loss", (test.rw - test.wr) / n, "difference", n)
+    return out.with_interval(tango(test.wr, test.rw, n, level=draw.level))
+
+
+def _repeated(
+    pair: LabelledPair, scores: tuple[np.ndarray, np.ndarray], alpha: float, splits: int, seed: int
+) -> dict[str, Repeated]:
+    """Coverage and size over seeded random splits into halves, whatever the order of the items."""
+    rng, rows = np.random.default_rng(seed), []
+    by_id, half = np.argsort(np.array(pair.ids), kind="stable"), pair.n // 2
+    for _ in range(splits if half else 0):
+        order = by_id[rng.permutation(pair.n)]
+        calibration, test = order[:half], order[half:]
+        q_a, q_b = (_quantile(score[calibration], alpha) for score in scores)
+        row = []
+        for d, q in ((pair.a, q_a), (pair.b, q_a), (pair.b, q_b)):
+            covered, size = _sets(d, q, pair.gold)
+            row += [covered[test].mean(), size[test].mean()]
+        rows.append(row)
+    if len(rows) < 2:
+        return {}
+    names = [f"{what}.{side}" for side in ("a", "transfer", "recalibrated") for what in _REPEATED]
+    table = np.array(rows)
+    mean, sd = table.mean(axis=0), table.std(axis=0, ddof=1)
+    return {name: Repeated(float(m), float(s)) for name, m, s in zip(names, mean, sd, strict=True)}
+
+
+_REPEATED = ("coverage", "size")
+
+
+def _tails(level: float) -> tuple[float, float]:
+    return (1.0 - level) / 2.0, (1.0 + level) / 2.0
