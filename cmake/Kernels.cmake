@@ -2,6 +2,7 @@
 # (scripts/check_isa.py), so that nothing compiled with an ISA flag runs before the CPU was asked.
 add_library(calibit_kernels STATIC
   csrc/core/check.cpp
+  csrc/core/confidence.cpp
   csrc/core/gptq.cpp
   csrc/core/linear.cpp
   csrc/core/pack.cpp

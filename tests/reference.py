@@ -131,3 +131,19 @@ def gptq(w: np.ndarray, h: np.ndarray, round_column, order=None, damping=0.01) -
         w[:, remaining] -= error[:, None] * inverse[0][None]
         remaining = remaining[1:]
     return q
+
+
+def token_confidence(logits: np.ndarray, other: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Statistics of softmax(logits) per row, in float64 over the whole row at once."""
+    x = logits.astype(np.float64)
+    largest = x.max(axis=1, keepdims=True)
+    log_sum_exp = largest + np.log(np.exp(x - largest).sum(axis=1, keepdims=True))
+    lp = x - log_sum_exp
+    p = np.exp(lp)
+    with np.errstate(invalid="ignore"):
+        entropy = -np.where(p > 0, p * lp, 0.0).sum(axis=1)
+        result = {"log_sum_exp": log_sum_exp[:, 0], "log_probs": lp, "entropy": entropy}
+        if other is not None:
+            lq = token_confidence(other)["log_probs"]
+            result["kl"] = np.where(p > 0, p * (lp - lq), 0.0).sum(axis=1)
+    return result

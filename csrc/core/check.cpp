@@ -11,10 +11,16 @@ const char* name_of(DType t) {
       return "float32";
     case DType::f16:
       return "float16";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::f64:
+      return "float64";
     case DType::u8:
       return "uint8";
     case DType::i32:
       return "int32";
+    case DType::i64:
+      return "int64";
     default:
       return "another dtype";
   }
@@ -137,6 +143,32 @@ QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array&
   }
   return {spec,    w.floats(), check_codebook(op, spec, codebook), {}, fixed, nullptr,
           nullptr, nullptr};
+}
+
+ConfidenceArgs check_confidence(const char* op, const Array& logits, const Array& labels,
+                                const Array& other, std::int64_t first, std::int64_t top_k) {
+  require(logits.dtype == DType::f32 || logits.dtype == DType::f16 || logits.dtype == DType::bf16,
+          op, "expected logits of dtype float32, bfloat16 or float16, got ", name_of(logits.dtype));
+  require(logits.dims == 2 && logits.shape[1] > 0, op,
+          "expected logits of shape [M, V] with V >= 1, got ", text_of(logits.shape, logits.dims));
+  const std::int64_t rows = logits.shape[0], columns = logits.shape[1];
+  if (labels.present()) check_array(op, "labels", labels, DType::i64, {rows});
+  if (other.present()) check_array(op, "other", other, logits.dtype, {rows, columns});
+  require(top_k >= 0, op, "expected top_k >= 0, got ", top_k);
+  require(first >= 0, op, "expected first >= 0, got ", first);
+  const LogitType type = logits.dtype == DType::f32   ? LogitType::f32
+                         : logits.dtype == DType::f16 ? LogitType::f16
+                                                      : LogitType::bf16;
+  ConfidenceArgs a{};
+  a.type = type;
+  a.rows = rows;
+  a.columns = columns;
+  a.logits = logits.data;
+  a.other = other.data;
+  a.labels = static_cast<const std::int64_t*>(labels.data);
+  a.first = first;
+  a.top_k = top_k;
+  return a;
 }
 
 }  // namespace calibit

@@ -6,11 +6,12 @@
 #include <initializer_list>
 #include <string>
 
+#include "core/confidence.h"
 #include "core/kernels.h"
 
 namespace calibit {
 
-enum class DType : std::int32_t { f32, f16, u8, i32, other };
+enum class DType : std::int32_t { f32, f16, bf16, f64, u8, i32, i64, other };
 
 // A contiguous array, or an absent optional one (data null and dims -1).
 struct Array {
@@ -47,6 +48,10 @@ PackedWeight check_packed(const char* op, const WeightSpec& spec, const Array& p
 // Inputs of quantize and gptq_solve. codes, scales, zeros of the result are left null.
 QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array& w,
                             const Array& codebook, const Array& scales, const Array& zeros);
+
+// Inputs of confidence_update. The state is left null.
+ConfidenceArgs check_confidence(const char* op, const Array& logits, const Array& labels,
+                                const Array& other, std::int64_t first, std::int64_t top_k);
 
 DType scale_dtype(ScaleType t);
 DType zero_dtype(ZeroType t);

@@ -7,6 +7,8 @@
 
 namespace calibit {
 
+enum class LogitType : int32_t { f32, f16, bf16 };
+
 // How a value becomes a code of a codebook: code[number of thresholds below the value].
 // thresholds are midpoints of neighbouring sorted values in float32, padded with +infinity; a value
 // equal to a midpoint takes the lower neighbour (bitsandbytes' rule).
@@ -53,12 +55,32 @@ struct LinearInputGradArgs {
   int64_t m;
 };
 
+// Sums over a run of n <= kRun logits of one row, for e = exp(x - shift):
+struct SoftmaxSums {
+  float max, other_max;
+  float sum;        // of e
+  float weighted;   // of e (x - shift)
+  float gap;        // of e (x - y)
+  float other_sum;  // of exp(y - other_shift)
+};
+// x and y at -infinity have e = 0 and count as nothing, y under a positive e gives a huge gap.
+// A NaN or +infinity makes a sum of its side NaN or infinite.
+struct SoftmaxArgs {
+  LogitType type;
+  const void* x;  // [n]
+  const void* y;  // [n] or null: gap and the other's fields are 0
+  int64_t n;
+  float shift, other_shift;  // finite, at most about 20 below the largest value
+};
+constexpr int64_t kRun = 1024;
+
 struct Kernels {
   const char* name;
   void (*quantize)(const QuantizeArgs&, int64_t row_begin, int64_t row_end);
   void (*dequantize)(const DequantizeArgs&, int64_t row_begin, int64_t row_end);
   void (*linear)(const LinearArgs&, int64_t tile_begin, int64_t tile_end);
   void (*linear_input_grad)(const LinearInputGradArgs&, int64_t group_begin, int64_t group_end);
+  void (*softmax_sums)(const SoftmaxArgs&, SoftmaxSums*);
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels;

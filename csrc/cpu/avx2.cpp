@@ -3,6 +3,7 @@
 
 #include "cpu/vector_codes.h"
 #include "cpu/vector_linear.h"
+#include "cpu/vector_softmax.h"
 
 namespace calibit {
 namespace {
@@ -40,6 +41,11 @@ struct Avx2 {
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
   }
+  static float reduce_add(Float a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
 
   static Int load_words(const uint8_t* p) {
@@ -65,6 +71,17 @@ struct Avx2 {
   }
   static Float from_half(const uint8_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Float from_bfloat(const uint8_t* p) {
+    const Int words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  }
+  static Float round_float(Float a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static Float scale(Float a, Float n) {
+    const Int exponent = _mm256_max_epi32(add_int(round(n), set1_int(127)), set1_int(0));
+    return mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
   }
   static Float from_e8m0(const uint8_t* p) {  // code 0 is the subnormal 2^-127
     const Int scaled = _mm256_slli_epi32(from_bytes(p), 23);
@@ -150,6 +167,6 @@ struct Avx2 {
 
 }  // namespace
 
-constinit const Kernels avx2_kernels = {"avx2", quantize<Avx2>, dequantize<Avx2>, linear<Avx2>,
-                                        linear_input_grad<Avx2>};
+constinit const Kernels avx2_kernels = {"avx2",       quantize<Avx2>,          dequantize<Avx2>,
+                                        linear<Avx2>, linear_input_grad<Avx2>, softmax_sums<Avx2>};
 }  // namespace calibit

@@ -3,6 +3,7 @@
 
 #include "cpu/vector_codes.h"
 #include "cpu/vector_linear.h"
+#include "cpu/vector_softmax.h"
 
 namespace calibit {
 namespace {
@@ -35,6 +36,7 @@ struct Avx512 {
   static Float abs(Float a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
   static float reduce_min(Float a) { return _mm512_reduce_min_ps(a); }
   static float reduce_max(Float a) { return _mm512_reduce_max_ps(a); }
+  static float reduce_add(Float a) { return _mm512_reduce_add_ps(a); }
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 
   static Int load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -59,6 +61,14 @@ struct Avx512 {
   static Float from_half(const uint8_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  static Float from_bfloat(const uint8_t* p) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+  static Float round_float(Float a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static Float scale(Float a, Float n) { return _mm512_scalef_ps(a, n); }
   static Float from_e8m0(const uint8_t* p) {  // code 0 is the subnormal 2^-127
     const Int scaled = _mm512_slli_epi32(from_bytes(p), 23);
     return _mm512_castsi512_ps(_mm512_max_epi32(scaled, _mm512_set1_epi32(0x400000)));
@@ -103,6 +113,7 @@ struct Avx512 {
 
 }  // namespace
 
-constinit const Kernels avx512_kernels = {"avx512", quantize<Avx512>, dequantize<Avx512>,
-                                          linear<Avx512>, linear_input_grad<Avx512>};
+constinit const Kernels avx512_kernels = {
+    "avx512",       quantize<Avx512>,          dequantize<Avx512>,
+    linear<Avx512>, linear_input_grad<Avx512>, softmax_sums<Avx512>};
 }  // namespace calibit

@@ -42,9 +42,12 @@ constexpr std::array kTables{
 
 Kernels filled(const Kernels& k) {
   const Kernels& p = portable_kernels;
-  return {k.name, k.quantize ? k.quantize : p.quantize, k.dequantize ? k.dequantize : p.dequantize,
+  return {k.name,
+          k.quantize ? k.quantize : p.quantize,
+          k.dequantize ? k.dequantize : p.dequantize,
           k.linear ? k.linear : p.linear,
-          k.linear_input_grad ? k.linear_input_grad : p.linear_input_grad};
+          k.linear_input_grad ? k.linear_input_grad : p.linear_input_grad,
+          k.softmax_sums ? k.softmax_sums : p.softmax_sums};
 }
 
 const std::array<Kernels, kTables.size()>& filled_tables() {

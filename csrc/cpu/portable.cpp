@@ -127,9 +127,26 @@ void linear_input_grad(const LinearInputGradArgs& a, int64_t group_begin, int64_
   }
 }
 
+void softmax_sums(const SoftmaxArgs& a, SoftmaxSums* out) {
+  SoftmaxSums s = {kLowest, kLowest, 0, 0, 0, 0};
+  for (int64_t i = 0; i < a.n; ++i) {
+    const float given = load_logit(a.type, a.x, i), x = given < kLowest ? kLowest : given;
+    const float e = exp_of(x - a.shift);
+    s.max = x > s.max ? x : s.max;
+    s.sum += e;
+    s.weighted += e * (x - a.shift);
+    if (!a.y) continue;
+    const float other = load_logit(a.type, a.y, i), y = other < kLowest ? kLowest : other;
+    s.other_max = y > s.other_max ? y : s.other_max;
+    s.other_sum += exp_of(y - a.other_shift);
+    s.gap += e * (x - y);
+  }
+  *out = s;
+}
+
 }  // namespace
 
-constinit const Kernels portable_kernels = {"portable", quantize, dequantize, linear,
-                                            linear_input_grad};
+constinit const Kernels portable_kernels = {"portable", quantize,          dequantize,
+                                            linear,     linear_input_grad, softmax_sums};
 
 }  // namespace calibit

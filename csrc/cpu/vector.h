@@ -5,10 +5,12 @@
 // An ISA file describes its registers by a struct V:
 //   Float, Int: kWidth lanes of float or 32-bit integer; kBytes in all
 //   load, load_part(p, count, other), load_bytes, store, store_part(p, count, a), set1
-//   add, sub, mul, div, min, max, abs, fma, reduce_min, reduce_max
+//   add, sub, mul, div, min, max, abs, fma, reduce_min, reduce_max, reduce_add
 //   load_words, set1_int, add_int, both (and), either (or), srl<n>, sll<n>, srlv, to_float,
 //   round (to nearest even)
-//   from_half, from_bytes, from_e8m0: kWidth stored numbers at a byte address; prefetch
+//   from_half, from_bfloat, from_bytes, from_e8m0: kWidth stored numbers at a byte address
+//   round_float (to nearest even); scale(a, n): a 2^n for whole n <= 127, about 0 below -126
+//   prefetch
 //   Table, table(float[16]), lookup<bits>(table, codes), lookup16: higher bits are ignored
 //   kWordLookup: lookup_nibbles exists, the 4-bit codes of a word for less than one by one
 //   pick(levels, path): entry path < 8 of a vector; append(path, x, t) = 2 path + (x > t)

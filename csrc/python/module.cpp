@@ -32,6 +32,8 @@ DType dtype_of(const py::array& a) {
   if (a.dtype().is(py::dtype::of<float>())) return DType::f32;
   if (a.dtype().is(py::dtype::of<std::uint8_t>())) return DType::u8;
   if (a.dtype().is(py::dtype::of<std::int32_t>())) return DType::i32;
+  if (a.dtype().is(py::dtype::of<std::int64_t>())) return DType::i64;
+  if (a.dtype().is(py::dtype::of<double>())) return DType::f64;
   return a.dtype().kind() == 'f' && a.itemsize() == 2 ? DType::f16 : DType::other;
 }
 
@@ -235,6 +237,27 @@ py::array resampled_bin_sums_np(const Ints& bin, const Doubles& first, const Dou
   return out;
 }
 
+py::tuple confidence_np(const py::array& logits, const MaybeArray& labels, const MaybeArray& other,
+                        std::int64_t top_k, const std::string& kernels) {
+  const char* op = "confidence";
+  const Kernels& table = kernels_named(kernels);
+  const Input x(op, logits), l(op, labels), y(op, other);
+  ConfidenceArgs a = check_confidence(op, x.array, l.array, y.array, 0, top_k);
+  py::array_t<double> sums = empty<double>({a.rows, kConfidenceSums});
+  py::array_t<std::int64_t> argmax = empty<std::int64_t>({a.rows});
+  py::array_t<float> top_values = empty<float>({a.rows, top_k});
+  py::array_t<std::int64_t> top_indices = empty<std::int64_t>({a.rows, top_k});
+  a.sums = static_cast<ConfidenceSums*>(data(sums));
+  a.argmax = argmax.mutable_data();
+  a.top_values = static_cast<float*>(data(top_values));
+  a.top_indices = static_cast<std::int64_t*>(data(top_indices));
+  unlocked([&] {
+    confidence_start(a);
+    confidence_update(a, table, pool_for);
+  });
+  return py::make_tuple(sums, argmax, top_values, top_indices);
+}
+
 py::list formats_list() {
   py::list list;
   for (const Format& f : kFormats) {
@@ -304,6 +327,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("bits"), py::arg("group"), py::arg("scale_kind"), py::kw_only(),
         py::arg("codebook") = none, py::arg("bias") = none, py::arg("kernels") = "",
         "Fused x W^T + bias on a packed weight, float32 [M, K] to [M, N].");
+  m.def("confidence", &confidence_np, py::arg("logits"), py::kw_only(), py::arg("labels") = none,
+        py::arg("other") = none, py::arg("top_k") = 0, py::arg("kernels") = "",
+        "Softmax statistics of rows [M, V]: (sums float64 [M, 8], argmax, top values, indices).");
   m.def("resampled_sums", &resampled_sums_np, py::arg("units"), py::arg("resamples"),
         py::arg("seed"),
         "Sums of columns [N, m] over bootstrap resamples, float64 [resamples, m].");

@@ -41,6 +41,12 @@ DType dtype_of(const Tensor& t) {
       return DType::u8;
     case ScalarType::Int:
       return DType::i32;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::Long:
+      return DType::i64;
     default:
       return DType::other;
   }
@@ -277,6 +283,30 @@ Tensor linear_input_grad_op(const Tensor& grad, const Tensor& packed, const Mayb
   return as_dtype(dx, grad.scalar_type());
 }
 
+void confidence_update_op(const Tensor& sums, const Tensor& argmax, const Tensor& top_values,
+                          const Tensor& top_indices, const Tensor& logits,
+                          const MaybeTensor& labels, const MaybeTensor& other, std::int64_t first) {
+  const char* op = "confidence";
+  const Input x(op, logits), l(op, labels), y(op, other);
+  const Input s(op, sums), m(op, argmax), v(op, top_values), i(op, top_indices);
+  require(v.array.dims == 2, op, "expected top_values of shape [M, top_k], got ", v.array.dims,
+          " dimensions");
+  const std::int64_t top_k = v.array.shape[1];
+  ConfidenceArgs a = check_confidence(op, x.array, l.array, y.array, first, top_k);
+  check_array(op, "sums", s.array, DType::f64, {a.rows, kConfidenceSums});
+  check_array(op, "argmax", m.array, DType::i64, {a.rows});
+  check_array(op, "top_values", v.array, DType::f32, {a.rows, top_k});
+  check_array(op, "top_indices", i.array, DType::i64, {a.rows, top_k});
+  for (const Tensor* state : {&sums, &argmax, &top_values, &top_indices})
+    require(state->is_contiguous(), op, "expected a contiguous state, got strides");
+  a.sums = static_cast<ConfidenceSums*>(data(sums));
+  a.argmax = static_cast<std::int64_t*>(data(argmax));
+  a.top_values = floats(top_values);
+  a.top_indices = static_cast<std::int64_t*>(data(top_indices));
+  if (first == 0) confidence_start(a);
+  confidence_update(a, active_kernels(), pool_for);
+}
+
 }  // namespace
 
 // scale_kind = ScaleType + 16 * ZeroType (core/weight.h). Absent zeros come back as an empty
@@ -306,6 +336,9 @@ STABLE_TORCH_LIBRARY(calibit, m) {
   m.def(
       "linear_input_grad(Tensor grad, Tensor packed, Tensor? codebook, int n, int k, int bits, "
       "int group, int scale_kind) -> Tensor");
+  m.def(
+      "confidence_update(Tensor(a!) sums, Tensor(b!) argmax, Tensor(c!) top_values, "
+      "Tensor(d!) top_indices, Tensor logits, Tensor? labels, Tensor? other, int first) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(calibit, CPU, m) {
@@ -317,6 +350,7 @@ STABLE_TORCH_LIBRARY_IMPL(calibit, CPU, m) {
   m.impl("unpack_weight", TORCH_BOX(&unpack_weight_op));
   m.impl("linear", TORCH_BOX(&linear_op));
   m.impl("linear_input_grad", TORCH_BOX(&linear_input_grad_op));
+  m.impl("confidence_update", TORCH_BOX(&confidence_update_op));
 }
 
 }  // namespace calibit

@@ -10,6 +10,7 @@ import typing
 
 __all__: list[str] = [
     "build_info",
+    "confidence",
     "dequantize",
     "double_quantize",
     "formats",
@@ -27,6 +28,18 @@ __all__: list[str] = [
 def build_info() -> dict:
     """
     Facts about this build.
+    """
+
+def confidence(
+    logits: numpy.ndarray,
+    *,
+    labels: numpy.ndarray | None = None,
+    other: numpy.ndarray | None = None,
+    top_k: typing.SupportsInt | typing.SupportsIndex = 0,
+    kernels: str = "",
+) -> tuple:
+    """
+    Softmax statistics of rows [M, V]: (sums float64 [M, 8], argmax, top values, indices).
     """
 
 def dequantize(

@@ -103,6 +103,11 @@ def _(grad, packed, codebook, n, k, bits, group, scale_kind):  # type: ignore[no
     return grad.new_empty((*grad.shape[:-1], k))
 
 
+@torch.library.register_fake("calibit::confidence_update")
+def _(sums, argmax, top_values, top_indices, logits, labels, other, first):  # type: ignore[no-untyped-def]
+    return None
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, packed, codebook, bias, *numbers = inputs
     ctx.save_for_backward(packed, codebook)

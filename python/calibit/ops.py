@@ -184,3 +184,47 @@ def linear(
         ``[..., N]`` in x's dtype.
     """
     return _ops.linear(x, packed, codebook, bias, n, k, bits, group, kind)
+
+
+def confidence_state(rows: int, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tensors for `confidence_update`, uninitialised: the first tile starts them.
+
+    Returns:
+        sums float64 ``[M, 8]`` (csrc/core/confidence.h), argmax int64 ``[M]``, top values float32
+        and top indices int64 ``[M, top_k]``.
+    """
+    return (
+        torch.empty(rows, 8, dtype=torch.float64),
+        torch.empty(rows, dtype=torch.int64),
+        torch.empty(rows, top_k, dtype=torch.float32),
+        torch.empty(rows, top_k, dtype=torch.int64),
+    )
+
+
+def confidence_update(
+    sums: Tensor,
+    argmax: Tensor,
+    top_values: Tensor,
+    top_indices: Tensor,
+    logits: Tensor,
+    labels: Tensor | None = None,
+    other: Tensor | None = None,
+    *,
+    first: int = 0,
+) -> None:
+    """Add a vocabulary tile to the statistics of softmax(logits), in place.
+
+    Args:
+        sums, argmax, top_values, top_indices: from `confidence_state`; started anew when `first`
+            is 0.
+        logits: ``[M, columns]``, float32, bfloat16 or float16; tiles come in the order of their
+            columns.
+        labels: int64 ``[M]``, columns of the whole vocabulary; negative: none.
+        other: ``[M, columns]`` of the same dtype, for the divergence from a second distribution.
+        first: column of the whole vocabulary at which the tile begins. Tiles whose width is a
+            multiple of 1,024 give the same bits as the whole vocabulary at once.
+
+    Raises:
+        ValueError: wrong shape or dtype.
+    """
+    _ops.confidence_update(sums, argmax, top_values, top_indices, logits, labels, other, first)
