@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from calibit.comparison import compare
     from calibit.evaluation import evaluate
     from calibit.modules import QuantizedLinear, linear
+    from calibit.next_token import head_confidence, token_confidence
     from calibit.quantization.model import quantize_model
     from calibit.recalibration import Recalibration
     from calibit.registry import Format, formats
@@ -38,10 +39,12 @@ _LAZY = {
     "compare": "calibit.comparison",
     "evaluate": "calibit.evaluation",
     "formats": "calibit.registry",
+    "head_confidence": "calibit.next_token",
     "linear": "calibit.modules",
     "measures": "calibit.measures",
     "quantize": "calibit.weight",
     "quantize_model": "calibit.quantization.model",
+    "token_confidence": "calibit.next_token",
 }
 
 
@@ -72,10 +75,12 @@ __all__ = [
     "compare",
     "evaluate",
     "formats",
+    "head_confidence",
     "linear",
     "measures",
     "quantize",
     "quantize_model",
+    "token_confidence",
 ]
 
 if "torch" in sys.modules:  # then torch.ops.calibit is wanted at once, and cheap

@@ -8,7 +8,7 @@ import torch
 
 import reference
 from calibit import _C, ops
-from calibit.token_confidence import TILE, TokenConfidence, head_confidence, token_confidence
+from calibit.next_token import TILE, TokenConfidence, head_confidence, token_confidence
 
 TABLES = [k["name"] for k in _C.kernels() if k["supported"]]
 # One vector and its tails, one run of 1,024 columns and its neighbours, many runs.

@@ -16,6 +16,7 @@ from calibit import _C, ops
 
 Tensor = torch.Tensor
 Array = np.ndarray[Any, Any]
+State = tuple[Tensor, Tensor, Tensor, Tensor]
 
 TILE = 4096
 """Columns of a vocabulary tile: a multiple of the kernels' run of 1,024, so that tiles do not
@@ -85,7 +86,9 @@ def token_confidence(
         ops.confidence_update(*state, logits.detach(), _tensor(labels), _tensor(other))
         arrays = tuple(t.numpy() for t in state)
     else:
-        arrays = _C.confidence(logits, labels=labels, other=other, top_k=top_k)
+        second = None if other is None else np.asarray(other)
+        true = None if labels is None else np.asarray(labels)
+        arrays = _C.confidence(logits, labels=true, other=second, top_k=top_k)
     return _finish(arrays, labels, other is not None, logits.shape[-1])
 
 
@@ -126,7 +129,7 @@ def head_confidence(
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
             _stream(
-                tuple(t[rows] for t in state),
+                (state[0][rows], state[1][rows], state[2][rows], state[3][rows]),
                 (hidden[rows], head),
                 None if labels is None else labels[rows],
                 None if other is None else (other[0][rows], other[1]),
@@ -135,7 +138,7 @@ def head_confidence(
 
 
 def _stream(
-    state: tuple[Tensor, ...],
+    state: State,
     model: tuple[Tensor, Tensor],
     labels: Tensor | None,
     other: tuple[Tensor, Tensor] | None,
