@@ -6,9 +6,11 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import calibit
 from calibit import QuantizedLinear
@@ -143,3 +145,71 @@ def test_trains_what_comes_before_it() -> None:
     model = nn.Sequential(nn.Linear(10, 200), layer_of("nf4"))
     model(torch.randn(4, 10)).pow(2).mean().backward()
     assert model[0].weight.grad.abs().sum() > 0 and model[1].bias.grad is not None
+
+
+@pytest.fixture
+def layer() -> QuantizedLinear:
+    torch.manual_seed(0)
+    return QuantizedLinear.from_linear(nn.Linear(40, 24), "nf4")
+
+
+def test_stand_in_takes_part_in_arithmetic_as_a_float_weight(layer: QuantizedLinear) -> None:
+    w, dense, x = layer.weight, layer.dequantize(), torch.randn(5, 40)
+    pairs = [
+        (w + 1, dense + 1), (2 * w, 2 * dense), (w - w, dense - dense), (-w, -dense),
+        (x @ w.T, x @ dense.T), (w @ x.T, dense @ x.T), (w[3:5, 0], dense[3:5, 0]),
+        (torch.cat([w, w]), torch.cat([dense, dense])), (w == dense, dense == dense),
+        (torch.stack(list(w)), dense), (torch.from_numpy(np.asarray(w)), dense),
+    ]  # fmt: skip
+    for got, want in pairs:
+        assert torch.equal(got, want)
+    assert len(w) == 24
+
+
+def test_stand_in_is_read_only(layer: QuantizedLinear) -> None:
+    def assign() -> None:
+        layer.weight[0] = 0
+
+    for change in (
+        assign,
+        lambda: layer.weight.zero_(),
+        lambda: nn.init.normal_(layer.weight),
+        lambda: torch.nn.init.zeros_(layer.weight),
+    ):
+        with pytest.raises(TypeError, match="read-only"):
+            change()
+
+
+def test_derivatives_of_every_kind_are_those_of_the_dequantized_layer(
+    layer: QuantizedLinear,
+) -> None:
+    x, w = torch.randn(3, 40), layer.dequantize()
+
+    def loss(v: torch.Tensor) -> torch.Tensor:
+        return layer(v).pow(2).sum()
+
+    def close(got: torch.Tensor, want: torch.Tensor) -> None:
+        torch.testing.assert_close(got.detach(), want.detach(), rtol=1e-5, atol=1e-5)
+
+    close(torch.func.grad(loss)(x), 2 * layer(x) @ w)
+    close(torch.func.jvp(layer, (x,), (x,))[1], x @ w.T)
+    close(torch.func.jacfwd(layer)(x[0]), w)
+    close(torch.func.jacrev(layer)(x[0]), w)
+    close(torch.func.vmap(layer)(x), layer(x))
+    close(torch.func.hessian(loss)(x[0]), 2 * w.T @ w)
+    close(torch.autograd.functional.hessian(loss, x[0]), 2 * w.T @ w)
+    with forward_ad.dual_level():
+        dual = layer(forward_ad.make_dual(x, x))
+        close(forward_ad.unpack_dual(dual).tangent, x @ w.T)
+
+
+def test_bias_gradient_of_a_single_row(layer: QuantizedLinear) -> None:
+    layer(torch.randn(40)).sum().backward()
+    assert torch.equal(layer.bias.grad, torch.ones(24))
+
+
+def test_autocast_decides_the_dtype_as_for_a_float_layer(layer: QuantizedLinear) -> None:
+    x = torch.randn(3, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == nn.Linear(40, 24)(x).dtype == torch.bfloat16
+        assert torch.compile(layer, fullgraph=True, backend="aot_eager")(x).dtype == torch.bfloat16

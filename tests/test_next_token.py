@@ -208,12 +208,3 @@ def test_no_rows_give_empty_arrays() -> None:
     found = token_confidence(np.zeros((0, 7), np.float32), top_k=2)
     assert found.entropy.shape == (0,)
     assert found.top_indices.shape == (0, 2)
-
-
-def test_operator_is_registered_soundly() -> None:
-    x = torch.randn(4, 33)
-    state = tuple(t.zero_() for t in ops.confidence_state(4, 2))
-    labels = torch.tensor([0, 1, 2, 32])
-    torch.library.opcheck(
-        torch.ops.calibit.confidence_update.default, (*state, x, labels, x + 1, 0)
-    )

@@ -179,6 +179,7 @@ def operator_arguments() -> dict[str, tuple]:
     x = torch.randn(3, 70, requires_grad=True)
     bias = torch.randn(20, requires_grad=True)
     plain = kind("f16", "u8")
+    confidence = tuple(t.zero_() for t in ops.confidence_state(20, 2))
     return {
         "quantize": (w, None, None, None, 4, 32, plain),
         "gptq_solve": (w, h, q.codebook, None, None, None, 4, 64, kind("f32")),
@@ -187,7 +188,13 @@ def operator_arguments() -> dict[str, tuple]:
         "pack_weight": (q.codes, q.scales, None, *nested, *numbers),
         "unpack_weight": (q.pack(), *numbers),
         "linear": (x, q.pack(), q.codebook, bias, *numbers),
-        "linear_input_grad": (torch.randn(3, 20), q.pack(), q.codebook, *numbers),
+        "linear_input_grad": (
+            torch.randn(3, 20, requires_grad=True),
+            q.pack(),
+            q.codebook,
+            *numbers,
+        ),
+        "confidence_update": (*confidence, w, torch.arange(20), w + 1, 0),
     }
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from calibit.auditing import audit
     from calibit.comparison import compare
     from calibit.evaluation import evaluate
+    from calibit.io.native import load as load_model
+    from calibit.io.native import save as save_model
     from calibit.modules import QuantizedLinear, linear
     from calibit.next_token import head_confidence, token_confidence
     from calibit.quantization.model import quantize_model
@@ -41,9 +43,11 @@ _LAZY = {
     "formats": "calibit.registry",
     "head_confidence": "calibit.next_token",
     "linear": "calibit.modules",
+    "load_model": "calibit.io.native:load",
     "measures": "calibit.measures",
     "quantize": "calibit.weight",
     "quantize_model": "calibit.quantization.model",
+    "save_model": "calibit.io.native:save",
     "token_confidence": "calibit.next_token",
 }
 
@@ -56,8 +60,9 @@ def __getattr__(name: str) -> Any:
         return extension if name == "_C" else extension.build_info()["version"]
     if name not in _LAZY:
         raise AttributeError(f"module 'calibit' has no attribute '{name}'")
-    module = import_module(_LAZY[name])
-    return module if _LAZY[name].endswith(f".{name}") else getattr(module, name)
+    where, _, inside = _LAZY[name].partition(":")
+    module = import_module(where)
+    return module if where.endswith(f".{name}") else getattr(module, inside or name)
 
 
 def __dir__() -> list[str]:
@@ -77,9 +82,11 @@ __all__ = [
     "formats",
     "head_confidence",
     "linear",
+    "load_model",
     "measures",
     "quantize",
     "quantize_model",
+    "save_model",
     "token_confidence",
 ]
 

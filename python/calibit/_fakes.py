@@ -1,4 +1,4 @@
-"""Shapes and dtypes of the operators' results for torch.compile, and the gradient of `linear`."""
+"""Shapes and dtypes of the operators' results for torch.compile."""
 
 from __future__ import annotations
 
@@ -106,22 +106,3 @@ def _(grad, packed, codebook, n, k, bits, group, scale_kind):  # type: ignore[no
 @torch.library.register_fake("calibit::confidence_update")
 def _(sums, argmax, top_values, top_indices, logits, labels, other, first):  # type: ignore[no-untyped-def]
     return None
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, packed, codebook, bias, *numbers = inputs
-    ctx.save_for_backward(packed, codebook)
-    ctx.numbers, ctx.bias_dtype = numbers, None if bias is None else bias.dtype
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    packed, codebook = ctx.saved_tensors
-    dx = dbias = None
-    if ctx.needs_input_grad[0]:
-        dx = torch.ops.calibit.linear_input_grad(grad, packed, codebook, *ctx.numbers)
-    if ctx.bias_dtype is not None and ctx.needs_input_grad[3]:
-        dbias = grad.sum(tuple(range(grad.dim() - 1))).to(ctx.bias_dtype)
-    return dx, None, None, dbias, None, None, None, None, None
-
-
-torch.library.register_autograd("calibit::linear", _backward, setup_context=_setup)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from calibit import ops
 from calibit.schemes import Scheme
@@ -100,7 +101,7 @@ class QuantizedLinear(nn.Module):
         """``[..., K]`` to ``[..., N]`` in x's dtype; the arithmetic is float32."""
         if self._input_order is not None:
             x = x.index_select(-1, self._input_order)
-        return torch.ops.calibit.linear(x, self.packed, self._codebook, self.bias, *self._numbers)
+        return ops.apply_linear(x, self.packed, self._codebook, self.bias, *self._numbers)
 
     def quantized_weight(self) -> QuantizedWeight:
         """The weight in canonical form (a copy, unpacked from the kernels' buffer)."""
@@ -193,8 +194,8 @@ class QuantizedLinear(nn.Module):
 class DequantizedWeight:
     """What `QuantizedLinear.weight` returns: facts at no cost, values by dequantization on use.
 
-    Works where a tensor is expected by torch functions; every such use makes a fresh float copy, so
-    writing to it changes nothing.
+    Works where a tensor is expected by torch functions, operators and NumPy; every such use makes a
+    fresh float copy. Read-only: changing it in place is refused.
     """
 
     def __init__(self, layer: QuantizedLinear) -> None:
@@ -223,20 +224,63 @@ class DequantizedWeight:
         """The float weight ``[N, K]``."""
         return self._layer.dequantize()
 
+    def requires_grad_(self, requires_grad: bool = True) -> DequantizedWeight:
+        """Nothing to do: a quantized weight has no gradient."""
+        return self
+
+    def __len__(self) -> int:
+        return self._layer.out_features
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        array = self.dequantize().float().numpy()
+        return array if dtype is None else array.astype(dtype)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(_READ_ONLY)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name.endswith("_"):
+            raise TypeError(_READ_ONLY)
         return getattr(self.dequantize(), name)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def value(a: Any) -> Any:
-            return a.dequantize() if isinstance(a, cls) else a
-
-        return func(*map(value, args), **{k: value(v) for k, v in (kwargs or {}).items()})
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            raise TypeError(_READ_ONLY)
+        args, kwargs = tree_map(_value, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"DequantizedWeight({list(self.shape)}, {self.dtype}, {self._layer.scheme})"
+
+
+_READ_ONLY = (
+    "[QuantizedLinear] the weight is read-only: change a float layer and quantize it again with "
+    "QuantizedLinear.from_linear"
+)
+
+
+def _value(item: Any) -> Any:
+    """The tensor that a stand-in stands for; anything else as it is."""
+    return item.dequantize() if isinstance(item, DequantizedWeight) else item
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def method(self: DequantizedWeight, *others: Any) -> Any:
+        return getattr(self.dequantize(), name)(*map(_value, others))
+
+    method.__name__ = name
+    return method
+
+
+# Python looks operators up on the class, not through __getattr__.
+_OPERATORS = """getitem iter neg abs add radd sub rsub mul rmul truediv rtruediv pow matmul rmatmul
+eq ne lt le gt ge"""
+for _name in _OPERATORS.split():
+    setattr(DequantizedWeight, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 def float_weight(module: nn.Module) -> Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from calibit import _fakes  # noqa: F401  (registers fake kernels and autograd)
+from calibit import _fakes  # noqa: F401  (registers fake kernels)
+from calibit._derivatives import is_transformed, linear_function
 from calibit.registry import SCALE_TYPES, ZERO_TYPES
 
 Tensor = torch.Tensor
@@ -183,7 +184,18 @@ def linear(
     Returns:
         ``[..., N]`` in x's dtype.
     """
-    return _ops.linear(x, packed, codebook, bias, n, k, bits, group, kind)
+    return apply_linear(x, packed, codebook, bias, n, k, bits, group, kind)
+
+
+def apply_linear(
+    x: Tensor, packed: Tensor, codebook: Tensor | None, bias: Tensor | None, *numbers: int
+) -> Tensor:
+    """`linear` as layers call it: n, k, bits, group, kind by position; follows autocast."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if not torch.compiler.is_compiling() and is_transformed():
+        return linear_function(x, packed, codebook, bias, *numbers)
+    return _ops.linear(x, packed, codebook, bias, *numbers)
 
 
 def confidence_state(rows: int, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -141,6 +141,15 @@ class Comparison:
 
         return judge(self, policy)
 
+    def __str__(self) -> str:
+        """The main numbers as text, 100 columns wide."""
+        from rich.console import Console
+
+        console = Console(width=100, color_system=None)
+        with console.capture() as captured:
+            console.print(self.table())
+        return captured.get().rstrip()
+
     def table(self) -> Table:
         """The main numbers as a rich table."""
         from calibit.comparison.terminal import comparison_table
