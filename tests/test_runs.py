@@ -243,10 +243,13 @@ def test_shards_are_joined_in_text_order(tmp_path: Path) -> None:
         assert folder.read_tokens([0, 1]).nll.tolist() == [0.0, 0.1, 0.2, 0.3]
 
 
+@pytest.mark.parametrize("wanted", [4, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("_fork_server")
-def test_run_killed_at_random_moments_ends_byte_identical(finished: Path, tmp_path: Path) -> None:
+def test_run_killed_at_random_moments_ends_byte_identical(
+    wanted: int, finished: Path, tmp_path: Path
+) -> None:
     folder, draw, kills = tmp_path / "run", random.Random(0), 0
-    for _ in range(20):
+    for _ in range(5 * wanted):
         process = start(folder)
         while process.is_alive() and not (folder / "run.json").exists():
             time.sleep(0.001)
@@ -254,12 +257,12 @@ def test_run_killed_at_random_moments_ends_byte_identical(finished: Path, tmp_pa
         kills += process.is_alive()
         process.kill()
         process.join()
-        if kills == 4:
+        if kills == wanted:
             break
         if (folder / "manifest.json").exists():
             assert content(folder) == content(finished)
             shutil.rmtree(folder)
-    assert kills
+    assert kills >= wanted // 2  # a loaded machine may end runs before they can be killed
     run_into(folder)
     assert content(folder) == content(finished)
 
