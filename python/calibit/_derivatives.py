@@ -6,6 +6,7 @@ The operators carry reverse-mode derivatives of every order. Forward mode and th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +23,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.numbers, ctx.bias_dtype = numbers, None if bias is None else bias.dtype
 
 
-def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _linear_backward(
+    ctx: Any, grad: Tensor, input_grad: Callable[..., Tensor] = _ops.linear_input_grad
+) -> tuple[Tensor | None, ...]:
     packed, codebook = ctx.saved_tensors
     dx = dbias = None
     if ctx.needs_input_grad[0]:
-        dx = _ops.linear_input_grad(grad, packed, codebook, *ctx.numbers)
+        dx = input_grad(grad, packed, codebook, *ctx.numbers)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[3]:
         dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
     return dx, None, None, dbias, None, None, None, None, None
@@ -92,13 +95,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        packed, codebook = ctx.saved_tensors
-        dx = dbias = None
-        if ctx.needs_input_grad[0]:
-            dx = _InputGrad.apply(grad, packed, codebook, *ctx.numbers)
-        if ctx.bias_dtype is not None and ctx.needs_input_grad[3]:
-            dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
-        return dx, None, None, dbias, None, None, None, None, None
+        return _linear_backward(ctx, grad, _InputGrad.apply)
 
     @staticmethod
     def jvp(
