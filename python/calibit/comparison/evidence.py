@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from calibit.measures.intervals import bca, percentile, tango_bounds, two_sided_z
-from calibit.measures.resampling import Resampling, resampled_sums
+from calibit.measures.intervals import bca, tango_bounds, two_sided_z
+from calibit.measures.perplexity import window_interval
+from calibit.measures.resampling import Resampling
 from calibit.measures.slice_search import SliceSearch, worst_slice
 from calibit.measures.slices import Slices
 from calibit.measures.summaries import Panel
@@ -109,21 +110,26 @@ def label_evidence(a: Panel, b: Panel) -> dict[str, Evidence]:
 def text_evidence(
     nll_a: np.ndarray, nll_b: np.ndarray, windows: np.ndarray, resampling: Resampling
 ) -> Evidence | None:
-    """Damage of the text NLL per token; windows are resampled whole. None below two windows."""
+    """Damage of the text NLL per token; windows are the units. None below two windows."""
     _, labels = np.unique(windows, return_inverse=True)
     units = np.stack([np.bincount(labels, nll_b - nll_a), np.bincount(labels)], axis=1)
     if len(units) < 2:
         return None
-    sums = resampled_sums(units, resampling)
-    draws = sums[:, 0] / sums[:, 1]
 
     def at(level: float) -> Bounds:
-        return _ends(percentile(draws, replace(resampling, level=level)))
+        return _ends(window_interval(units, replace(resampling, level=level)))
 
-    per_window = units[:, 0] / units[:, 1]
-    damage = float(np.mean(nll_b - nll_a))
-    sd = float(np.std(per_window, ddof=1))
-    return Evidence("text_nll", damage, len(units), sd, "percentile", at, "nats", units="windows")
+    sd = float(np.std(units[:, 0] / units[:, 1], ddof=1))
+    return Evidence(
+        "text_nll",
+        float(np.mean(nll_b - nll_a)),
+        len(units),
+        sd,
+        window_interval(units, resampling).method,
+        at,
+        "nats",
+        units="windows",
+    )
 
 
 def slice_searches(

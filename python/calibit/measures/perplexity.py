@@ -17,10 +17,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calibit.measures.estimate import Estimate, undefined
+from calibit.measures.estimate import Estimate, Interval, undefined
 from calibit.measures.intervals import percentile
 from calibit.measures.paired import cluster_index, clustered_standard_error
 from calibit.measures.resampling import Resampling, resampled_sums
+
+FEW_WINDOWS = 30
+"""Windows from which on their mean change is bootstrapped."""
 
 PROTOCOLS = ("gptq", "lm_eval", "llama_cpp", "hf_stride")
 
@@ -109,7 +112,7 @@ def d_text_nll(
     Args:
         nll_a, nll_b: float [n], nats, the same tokens in the same order.
         windows: [n] window of each token; without it tokens count as independent.
-        resampling: asks for a percentile interval.
+        resampling: asks for an interval, see `window_interval`.
 
     Returns:
         Estimate in nats per token; `extra` holds `se` (clustered), `ratio`, `ratio_se`,
@@ -138,14 +141,45 @@ def d_text_nll(
     return out if resampling is None else _with_window_interval(out, d, labels, resampling)
 
 
+def window_interval(units: np.ndarray, resampling: Resampling) -> Interval:
+    """Interval of the mean change per token, with windows as the independent units.
+
+    Below FEW_WINDOWS windows it is Student's, with the linearised standard error of a ratio of sums
+    (Cochran 1977, Sampling Techniques, section 6.4) and W - 1 degrees of freedom: the percentile
+    bootstrap of 9 windows covers the truth in 90 % of samples from a normal distribution and in 85
+    to 88 % from skewed ones, Student's in 96 % and 89 to 92 %.
+
+    Args:
+        units: float64 [W, 2], summed change and number of tokens of each window.
+        resampling: level; resamples and seed of the bootstrap.
+
+    Returns:
+        Method "t" or "percentile"; no bounds below two windows.
+    """
+    count = len(units)
+    if count < 2:
+        reason = "an interval needs at least 2 windows"
+        return Interval(None, None, resampling.level, "t", reason=reason)
+    if count >= FEW_WINDOWS:
+        draws = resampled_sums(units, resampling)
+        return percentile(draws[:, 0] / draws[:, 1], resampling)
+    from scipy.special import stdtrit
+
+    change, tokens = units.sum(axis=0)
+    residual = units[:, 0] - change / tokens * units[:, 1]
+    error = math.sqrt(float(np.sum(residual**2)) * count / (count - 1)) / float(tokens)
+    half = float(stdtrit(count - 1, 0.5 + resampling.level / 2)) * error
+    return Interval(change / tokens - half, change / tokens + half, resampling.level, "t")
+
+
 def _with_window_interval(
     out: Estimate, d: np.ndarray, labels: np.ndarray, resampling: Resampling
 ) -> Estimate:
-    units = np.stack([np.bincount(labels, d), np.bincount(labels)], axis=1)
-    if len(units) < 2:
-        return replace(out, reason="an interval needs at least 2 windows")
-    draws = resampled_sums(units, resampling)
-    band = percentile(draws[:, 0] / draws[:, 1], resampling)
+    band = window_interval(
+        np.stack([np.bincount(labels, d), np.bincount(labels)], axis=1), resampling
+    )
+    if band.lower is None:
+        return replace(out, reason=band.reason)
     ends = {"ratio_lower": band.lower, "ratio_upper": band.upper}
     ratios = {name: None if end is None else math.exp(end) for name, end in ends.items()}
     return replace(out, extra={**out.extra, **ratios}).with_interval(band)
