@@ -155,6 +155,7 @@ def _candidate(
         **row,
         "footprint": meta["footprint"],
         "speed": _speed(meta, record),
+        "speed_change": _speed_change(runs[BASELINE].meta, meta, job),
         "metrics": {name: one.to_dict() for name, one in comparison.b.items()},
         "comparison": comparison.to_dict(),
         "verdict": comparison.verdict(policy_of(job.policy)).to_dict(),
@@ -170,6 +171,13 @@ def _speed(meta: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]
     if speed is None or method in (None, models.NATIVE, models.FLOAT):
         return speed
     return {**speed, "kernels": f"{method}, its own"}
+
+
+def _speed_change(base: Mapping[str, Any], meta: Mapping[str, Any], job: Job) -> dict[str, Any]:
+    from calibit.comparison import speed_changes
+
+    found = speed_changes(base.get("speed"), meta.get("speed"), level=job.level)
+    return {key: one.to_dict() for key, one in found.items()}
 
 
 def _protocol(job: Job, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,19 +24,20 @@ _READ = 1 << 25  # floats: 128 MiB, more than common caches hold
 
 @dataclass(frozen=True)
 class Rate:
-    """Median and quartiles of a rate over n runs."""
+    """Median and quartiles of a rate over n runs, and the rate of each."""
 
     value: float
     lower: float
     upper: float
     n: int
+    values: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, amount: float, seconds: Any) -> Rate:
         """`amount` per second from the seconds of each run."""
         rates = amount / np.asarray(seconds, dtype=np.float64)
         lower, value, upper = (float(part) for part in np.percentile(rates, [25, 50, 75]))
-        return cls(value, lower, upper, len(rates))
+        return cls(value, lower, upper, len(rates), tuple(rates.tolist()))
 
 
 @dataclass(frozen=True)
