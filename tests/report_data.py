@@ -72,7 +72,14 @@ def _meta(name: str, bits: float, faster: float, n: int) -> dict[str, Any]:
     ours = "torch" if name == models.BASELINE else "avx2"
     rates = {"prefill_tok_s": 560.0 / faster**0.3, "decode_tok_s": 21.3 * faster}
     speed = {
-        key: {"value": v, "lower": 0.97 * v, "upper": 1.02 * v, "n": 5} for key, v in rates.items()
+        key: {
+            "value": v,
+            "lower": 0.97 * v,
+            "upper": 1.02 * v,
+            "n": 5,
+            "values": [share * v for share in (0.96, 0.97, 1.0, 1.02, 1.03)],
+        }
+        for key, v in rates.items()
     }
     size = 28_000_000 * 4 + int(106_000_000 * bits / 8)
     return {
@@ -172,4 +179,11 @@ def _record(name: str) -> dict[str, Any]:
         }
         for i in range(30)
     ]
-    return {"modules": rows, "seconds": 12.3, "notes": [], "source_hash": "00"}
+    calibration = {"source": "pydoc", "sequences": 16, "tokens": 8192, "notes": []}
+    return {
+        "modules": rows,
+        "seconds": 12.3,
+        "notes": [],
+        "source_hash": "00",
+        "calibration": calibration if name.startswith("gptq") else None,
+    }

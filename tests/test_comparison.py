@@ -13,7 +13,7 @@ import tiny_models
 import tiny_tokenizers
 import toy_tasks
 from calibit import measures as m
-from calibit.comparison import Comparison, compare
+from calibit.comparison import Comparison, compare, speed_changes
 from calibit.comparison.tables import change_by_initial, initial_slope
 from calibit.evaluation import Text, evaluate
 from comparison_runs import MemoryRun, simulated, v1_runs
@@ -86,6 +86,22 @@ def test_worst_slice_of_v1(v1):
     assert worst["lower"] == pytest.approx(0.01136, abs=5e-6)
     assert worst["p_damage"] == pytest.approx(0.0016, abs=1e-12)
     assert set(v1.worst_slices) == {"acc", "conf_true", "nll"}
+    rows = {row["name"]: row for row in worst["slices"]}
+    assert len(rows) == 5 and rows["part=3"]["lower"] == pytest.approx(worst["lower"])
+
+
+def test_bounds_of_a_search_are_of_one_kind(v1):
+    """Accuracy: both ends at Bonferroni's level over the five slices, one-sided."""
+    found = v1.to_dict()["worst_slices"]["acc"]
+    before, after = v1.points["correct_a"], v1.points["correct_b"]
+    for index, row in enumerate(found["slices"]):
+        own = slice(index, None, 5)
+        lost = int(np.sum(before[own] > after[own]))
+        won = int(np.sum(before[own] < after[own]))
+        own_interval = m.tango(won, lost, 100, level=1 - 2 * 0.05 / 5)
+        assert (row["lower"], row["upper"]) == pytest.approx(
+            (own_interval.lower, own_interval.upper)
+        )
     # The exploratory search adds quartiles of the reference's entropy (pairs would be too small).
     names = [entry.name for entry in v1.search.slices]
     assert "reference entropy=quartile 1" in names and names[:5] == [f"part={i}" for i in range(5)]
@@ -433,3 +449,23 @@ def test_accuracy_at_chance_is_a_warning():
     assert sum("cannot be told from chance" in text for text in result.warnings) == 2
     sure = compare(*v1_runs(), **QUICK)
     assert not any("chance" in text for text in sure.warnings)
+
+
+def test_ratio_of_speeds_is_welchs():
+    """Against SciPy's Welch interval of the logarithms."""
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(0)
+    first, second = rng.lognormal(3.0, 0.05, 5), rng.lognormal(3.3, 0.1, 7)
+    rates = {"decode_tok_s": {"values": list(first)}}, {"decode_tok_s": {"values": list(second)}}
+    found = speed_changes(*rates, level=0.9)
+    test = ttest_ind(np.log(second), np.log(first), equal_var=False).confidence_interval(0.9)
+    one = found["decode_tok_s"]
+    assert list(found) == ["decode_tok_s"] and one.interval == "welch"
+    assert float(one) == pytest.approx(np.exp(np.log(second).mean() - np.log(first).mean()))
+    assert (one.lower, one.upper) == pytest.approx((np.exp(test.low), np.exp(test.high)))
+    assert speed_changes(None, rates[1]) == {}
+    bare = speed_changes({"decode_tok_s": {"value": 1.0}}, rates[1])["decode_tok_s"]
+    assert bare.value is None and "2 repeats" in bare.reason
+    same = speed_changes(*[{"prefill_tok_s": {"values": [2.0, 2.0]}}] * 2)["prefill_tok_s"]
+    assert (same.lower, same.value, same.upper) == (1.0, 1.0, 1.0)

@@ -16,7 +16,17 @@ import pytest
 from rich.console import Console
 
 from calibit.measures.scores import Scores
-from calibit.reporting import figures, html, numbers, svg, terminal, view, wording, write_report
+from calibit.reporting import (
+    figures,
+    html,
+    numbers,
+    svg,
+    tables,
+    terminal,
+    view,
+    wording,
+    write_report,
+)
 from calibit.reporting.document import of_comparison
 from calibit.reporting.progress import ENOUGH, Bar, JobProgress, Lines, Schedule, Stage
 from report_data import SCHEMES, FakeRun, audit_of, comparison_of, run_of
@@ -125,7 +135,7 @@ def test_table_fits_its_width_and_shows_every_candidate(made: Made, width: int) 
     flat = re.sub(r"\s+", "", text)
     for name in (*SCHEMES, "w8a8"):
         assert name in flat
-    for word in ("accuracy", "conf_true", "ECE", "perplexity", "KL", "worstslice", "FAILED"):
+    for word in ("accuracy", "conf_true", "ECE", "perplexity", "KL", "lossshownin", "FAILED"):
         assert word in flat
     assert "nan" not in text.lower() and "None" not in text
 
@@ -188,6 +198,53 @@ def test_tone_needs_an_interval_that_excludes_no_change() -> None:
     assert view.tone({"lower": 1.01, "upper": 1.2}, -1, null=1.0) == "worse"
 
 
+def test_a_slice_is_the_headline_only_where_its_loss_is_shown(made: Made) -> None:
+    content = json.loads(json.dumps(made[0]))
+    one = next(c for c in content["candidates"] if c["scheme"] == "fp4-dq")
+    worst = one["comparison"]["worst_slice"]
+    only = {**content, "candidates": [one]}
+    worst |= {"slice": "lang=en", "lower": 0.01, "damage": 0.02, "upper": 0.03}
+    row = next(row for row in view.rows(only) if row.key == "worst_slice")
+    assert (row.cells[1].value, row.cells[1].tone) == ("en", "worse")
+    assert tables.worst_slices([one])[0][1].startswith("en: \u22122.00 points")
+    worst |= {"lower": -0.001, "riskiest": "domain=units", "largest_upper": 0.24}
+    row = next(row for row in view.rows(only) if row.key == "worst_slice")
+    assert row.cells[1] == view.Cell("none shown")
+    said = tables.worst_slices([one])[0][1]
+    assert said.startswith(
+        "no slice is shown to be damaged; units may have lost up to 24.00 points"
+    )
+
+
+def test_slices_are_coloured_by_bounds_that_allow_for_the_search(made: Made) -> None:
+    one = json.loads(json.dumps(made[0]["candidates"][1]))
+    search = one["comparison"]["worst_slices"]["conf_true"]
+    for row in search["slices"]:
+        row |= {"lower": -0.1, "upper": 0.2}
+    by_name = {row["name"]: row for row in search["slices"]}
+    by_name["lang=en"] |= {"lower": 0.01}
+    search["slice"] = "lang=en"
+    rows = tables.slices([one])[0]["rows"]
+    coloured = [row["label"] for row in rows if row["cells"][0]["tone"]]
+    assert coloured == ["en"]
+    assert [row["label"] for row in rows if row["cells"][0]["worst"]] == ["en"]
+
+
+def test_every_worst_slice_of_the_verdict_is_named(made: Made) -> None:
+    measured = view.succeeded(made[0])
+    for row in tables.gates(measured):
+        for cell in row["cells"]:
+            assert bool(cell["slice"]) == ("worst slice" in row["label"])
+            assert not cell["slice"] or re.fullmatch(r"in \w+, [\d,]+ items?", cell["slice"])
+
+
+def test_the_rule_names_the_level_of_hold(made: Made) -> None:
+    gates = made[0]["candidates"][0]["verdict"]["gates"]
+    text = wording.rule(gates, 0.95)
+    assert "at 99.2 % (95 % corrected for 6 measures)" in text and "right of it" in text
+    assert "more are needed" not in wording.VERDICTS["inconclusive"].meaning
+
+
 # Words -----------------------------------------------------------------------------------------
 
 
@@ -218,8 +275,44 @@ def test_open_gate_says_how_many_items_it_needs() -> None:
         "units": "items", "level": 0.95, "method": "tango",
     }  # fmt: skip
     assert wording.gate_line(gate) == (
-        "accuracy, worst slice (lang=en): damage +4.1 [\u22120.2, +8.0] points, margin 6 points; "
+        "accuracy, worst slice (en): damage +4.1 points [\u22120.2, +8.0], margin 6 points; "
         "needs about 3,370 items in it, has 360"
+    )
+
+
+def test_texts_and_calibration_are_put_in_words(made: Made) -> None:
+    text = {"name": "pydoc", "protocol": "gptq@w512@9", "tokens": 4599, "windows": 9}
+    assert wording.text_words(text) == "9 disjoint windows of 512 tokens"
+    whole = {**text, "protocol": "gptq", "windows": 1}
+    assert wording.text_words(whole) == "1 disjoint window of 2,048 tokens"
+    apart = {**text, "protocol": "documents@w128", "windows": 3}
+    assert wording.text_words(apart) == "3 documents, each read alone, at most 128 tokens of each"
+    said = "gptq-int4-g128 was calibrated on 8,192 tokens of pydoc, 16 sequences."
+    for shows in (Page(html.render(*made)).text, shown(made[0], 120)):
+        assert "gptq@" not in shows and "16 disjoint windows of 65 tokens" in shows
+        assert said in shows
+
+
+def test_speed_has_a_factor_with_an_interval(made: Made) -> None:
+    content = json.loads(json.dumps(made[0]))
+    row = next(row for row in view.rows(content) if row.key == "decode_tok_s")
+    assert row.cells[1].delta == "\u00d71.84"
+    assert re.fullmatch(r"\[1\.7\d, 1\.9\d\]", row.cells[1].interval)
+    content["candidates"][0]["speed_change"] = {}  # an audit of runs without their repeats
+    row = next(row for row in view.rows(content) if row.key == "decode_tok_s")
+    assert (row.cells[1].delta, row.cells[1].interval) == ("\u00d71.84", "")
+    assert "[1.7" in Page(html.render(*made)).text.split("Memory and speed")[-1]
+
+
+def test_one_item_is_singular_and_without_an_interval() -> None:
+    gate = {
+        "metric": "conf_true", "margin": 0.02, "damage": 0.0, "lower": None, "upper": None,
+        "state": "open", "n": 1, "n_needed": 30, "unit": "", "slice": None, "units": "items",
+        "level": 0.95, "method": "bca",
+    }  # fmt: skip
+    assert wording.gate_line(gate) == (
+        "confidence in the right answer: damage 0.00 points, margin 2 points; "
+        "needs about 30 items, has 1"
     )
 
 

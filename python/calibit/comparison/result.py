@@ -168,7 +168,11 @@ class Comparison:
 
 
 def describe_search(search: SliceSearch) -> dict[str, Any]:
-    """Headline of a worst-slice search: the slice with the largest lower bound of the damage."""
+    """Headline of a worst-slice search: the slice with the largest lower bound of the damage.
+
+    All bounds but `largest_upper` hold for all slices at once; that one is what a verdict waits
+    for.
+    """
     worst, riskiest = search.worst, search.riskiest
     out: dict[str, Any] = {
         "metric": search.metric,
@@ -177,9 +181,17 @@ def describe_search(search: SliceSearch) -> dict[str, Any]:
         "level": search.level,
         "searched": len(search.slices),
         "reason": search.reason,
+        "slices": [],
     }
     if worst is None or riskiest is None:
         return out
-    facts = ("n", "damage", "se", "lower", "upper", "p_damage", "p_contrast")
-    out |= {"slice": worst.name, **{name: getattr(worst, name) for name in facts}}
+    bounds = zip(*search.intervals(search.level, all_at_once=True), strict=True)
+    rows = [
+        {"name": one.name, "n": one.n, "damage": one.damage, "lower": low, "upper": high}
+        for one, (low, high) in zip(search.slices, bounds, strict=True)
+    ]
+    headline = next(row for row in rows if row["name"] == worst.name)
+    out |= {key: headline[key] for key in ("n", "damage", "lower", "upper")}
+    out |= {"slice": worst.name, "slices": rows}
+    out |= {name: getattr(worst, name) for name in ("se", "p_damage", "p_contrast")}
     return out | {"largest_upper": riskiest.upper, "riskiest": riskiest.name}

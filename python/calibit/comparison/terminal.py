@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from calibit.measures.estimate import Estimate
 
@@ -64,13 +65,16 @@ def _add_pair_rows(table: Table, comparison: Comparison) -> None:
     table.add_row("Jensen-Shannon distance", "", "", f"{distance:.5f}", _interval(distance))
     worst = comparison.worst_slice
     if worst and worst["slice"]:
-        table.add_row(
-            "worst slice, confidence in the right answer",
-            "",
-            f"{worst['slice']} (n {worst['n']})",
-            f"{-100 * worst['damage']:+.2f}",
-            f"[{-100 * worst['upper']:+.2f}, {-100 * worst['lower']:+.2f}]",
-        )
+        label = "largest loss shown in a slice, confidence in the right answer"
+        table.add_row(label, "", *_worst(worst))
+
+
+def _worst(worst: Mapping[str, Any]) -> list[str]:
+    """Slice, change and bounds; damage becomes change, so the signs turn."""
+    if not worst["lower"] > 0:
+        return ["none shown", "", ""]
+    bounds = f"[{-100 * worst['upper']:+.2f}, {-100 * worst['lower']:+.2f}]"
+    return [f"{worst['slice']} (n {worst['n']})", f"{-100 * worst['damage']:+.2f}", bounds]
 
 
 def _shown(estimate: Estimate, factor: float, digits: int, unit: str) -> str:

@@ -94,6 +94,21 @@ class SliceSearch:
         lower, upper = self._bounds.at(level)
         return float(lower.max()), float(upper.max())
 
+    def intervals(self, level: float, *, all_at_once: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds of every slice, float64 [S] each, at another level.
+
+        Args:
+            level: of each one-sided simultaneous bound, or of a slice's own two-sided interval.
+            all_at_once: bounds that hold for all slices at once. Without it, accuracy has each
+                slice's own interval; means have simultaneous bounds either way.
+
+        Raises:
+            ValueError: if nothing was searched.
+        """
+        if self._bounds is None:
+            raise ValueError(f"[worst_slice] expected at least one slice, got none: {self.reason}")
+        return self._bounds.intervals(level, all_at_once=all_at_once)
+
 
 @dataclass(frozen=True, eq=False)
 class BoundsMaker:
@@ -105,12 +120,17 @@ class BoundsMaker:
     discordant: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def at(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds, float64 [S] each."""
+        """Lower bounds for all slices at once, and upper bounds, float64 [S] each."""
+        return (
+            self.intervals(level, all_at_once=True)[0],
+            self.intervals(level, all_at_once=False)[1],
+        )
+
+    def intervals(self, level: float, *, all_at_once: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Both bounds of one kind, float64 [S] each; see `SliceSearch.intervals`."""
         below, above = self.quantiles(level)
         if self.discordant is not None:
-            return tango_bounds(*self.discordant, below)[0], tango_bounds(*self.discordant, above)[
-                1
-            ]
+            return tango_bounds(*self.discordant, below if all_at_once else above)
         return self.damage - below * self.se, self.damage + above * self.se
 
     def quantiles(self, level: float) -> tuple[float, float]:

@@ -57,6 +57,7 @@ def of_comparison(
         "candidates": [
             {
                 **_row(names[1], own),
+                "speed_change": _speed_change(comparison, base, own),
                 "metrics": {key: one.to_dict() for key, one in comparison.b.items()},
                 "comparison": comparison.to_dict(),
                 "verdict": comparison.verdict(policy).to_dict(),
@@ -77,6 +78,15 @@ def _name(comparison: Comparison, side: str) -> str:
 
 def _row(name: str, meta: Meta) -> dict[str, Any]:
     return {"scheme": name, "footprint": _footprint(meta), "speed": meta.get("speed")}
+
+
+def _speed_change(comparison: Comparison, base: Meta, own: Meta) -> dict[str, Any]:
+    from calibit.comparison import speed_changes
+
+    found = speed_changes(
+        base.get("speed"), own.get("speed"), level=float(comparison.protocol["level"])
+    )
+    return {key: one.to_dict() for key, one in found.items()}
 
 
 def _footprint(meta: Meta) -> Mapping[str, Any]:

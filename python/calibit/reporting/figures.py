@@ -212,7 +212,8 @@ def interval_cell(
 
     Args:
         estimate: (lower bound, value, upper bound); None draws the empty scale.
-        low, high: range of the scale; an interval that leaves it ends in an arrow head.
+        low, high: range of the scale; an interval that leaves it ends in an arrow head, and a value
+            outside is a hollow dot at the edge.
         margin: position of the margin line, if there is one.
         tone: class added to the interval (good, bad or nothing).
     """
@@ -223,8 +224,9 @@ def interval_cell(
     if estimate is not None:
         lower, value, upper = estimate
         parts.append(svg.line(x(lower), 12, x(upper), 12, f"cell-line {tone}"))
-        if low <= value <= high:
-            parts.append(svg.circle(x(value), 12, 4.0, f"cell-dot {tone}"))
+        shape = "cell-dot" if low <= value <= high else "cell-dot off"
+        edge = min(max(x(value), 10.0), 140.0) if shape != "cell-dot" else x(value)
+        parts.append(svg.circle(edge, 12, 4.0, f"{shape} {tone}"))
         if upper > high:
             parts.append(svg.path(((144, 7), (150, 12), (144, 17)), f"arrow {tone}", closed=True))
         if lower < low:

@@ -97,6 +97,10 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "measured": [{"name": one["scheme"]} for one in measured],
         "baseline": "baseline",
         "gates": tables.gates(measured),
+        **_rule(audit, measured),
+        "calibrations": view.calibrations(audit),
+        "mcnemar_text": wording.MCNEMAR,
+        "peak_text": wording.PEAK_MEMORY,
         "results": _grouped(view.rows(audit, details=True)),
         "trade_off": panels.trade_off(audit),
         "trade_off_text": wording.TRADE_OFF,
@@ -120,6 +124,15 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
     return {**context, "contents": contents}
 
 
+def _rule(audit: Audit, measured: Sequence[view.Candidate]) -> dict[str, str]:
+    """The rule of the verdict, and which slices are too small for it: the same for everyone."""
+    gates = measured[0]["verdict"]["gates"] if measured else []
+    return {
+        "rule": wording.rule(gates, audit["protocol"]["level"]),
+        "too_small": wording.too_small(gates),
+    }
+
+
 def _grouped(rows: Sequence[view.Row]) -> list[tuple[str, list[view.Row]]]:
     groups: dict[str, list[view.Row]] = {}
     for row in rows:
@@ -134,8 +147,10 @@ def _speed_text(audit: Audit) -> str:
     where = audit["machine"].get("cpu") or speed.get("device", "this machine")
     return (
         f"Batch 1, a prompt of {speed['prompt_tokens']} tokens, {speed['generated_tokens']} tokens "
-        f"generated, {numbers.plural(speed['threads'], 'thread')} on {where}. Medians, with the "
-        f"quartiles of {speed['decode_tok_s']['n']} runs below. {wording.SPEED}"
+        f"generated, {numbers.plural(speed['threads'], 'thread')} on {where}. Medians of "
+        f"{speed['decode_tok_s']['n']} runs; below them the factor against the baseline with its "
+        f"{numbers.percent(audit['protocol']['level'])} interval, and the quartiles. "
+        f"{wording.SPEED}"
     )
 
 
@@ -157,7 +172,7 @@ def _method(audit: Audit) -> list[tuple[str, str]]:
         ("Items", _tasks_text(protocol)),
         ("Scoring", _scoring_text(protocol)),
         ("Text", _text_text(protocol.get("text"))),
-        ("Intervals", _intervals_text(protocol)),
+        ("Intervals", _intervals_text(audit)),
         ("Calibration error", f"{protocol['bins']} bins of equal width, top answer"),
         ("Verdict", _policy_text(audit)),
         ("Machine", _listed(platform)),
@@ -188,17 +203,26 @@ def _scoring_text(protocol: Mapping[str, Any]) -> str:
 def _text_text(text: Mapping[str, Any] | None) -> str:
     if text is None:
         return "none"
-    windows = numbers.plural(text["windows"], "window")
     tokens = numbers.count(text["tokens"])
-    return f"{text['name']}, protocol {text['protocol']}, {tokens} scored tokens in {windows}"
+    return f"{text['name']}, {wording.text_words(text)}, {tokens} scored tokens"
 
 
-def _intervals_text(protocol: Mapping[str, Any]) -> str:
+def _intervals_text(audit: Audit) -> str:
+    protocol = audit["protocol"]
     return (
         f"level {numbers.percent(protocol['level'])}; accuracy: Tango's score interval; means: BCa "
         f"bootstrap over items, {numbers.count(protocol['resamples'])} resamples, seed "
-        f"{protocol['seed']}; perplexity: bootstrap over windows"
+        f"{protocol['seed']}; perplexity: {_text_interval(audit)}"
     )
+
+
+def _text_interval(audit: Audit) -> str:
+    texts = [text for one in view.succeeded(audit) for text in one["comparison"]["texts"]]
+    if any(text["ratio"].get("interval") == "t" for text in texts):
+        return (
+            "Student's t over windows, since a bootstrap of so few is too narrow; read it as rough"
+        )
+    return "bootstrap over windows"
 
 
 def _policy_text(audit: Audit) -> str:

@@ -91,8 +91,8 @@ def ratio(value: float | None, *, digits: int = 2) -> str:
 
 
 def percent(share: float) -> str:
-    """A round share as percent, "95 %"."""
-    return f"{100 * share:g} %"
+    """A share as percent, "95 %", "99.2 %"."""
+    return f"{100 * share:.3g} %"
 
 
 def size(bytes_: float | None) -> str:

@@ -15,7 +15,10 @@ BAR = 110
 MOST_LAYERS = 12
 """Rows of a table of layers; all are in audit.json."""
 
-_STATE_TONES = {"pass": "ship", "fail": "hold", "open": "inconclusive"}
+_STATE_TONES = {"pass": "ship", "fail": "hold", "open": "inconclusive", "unjudged": ""}
+
+_MOST_MARGINS = 10
+"""Damage up to this many margins is drawn to scale; beyond it, at the edge with an arrow."""
 
 _SLICE_VIEWS = (
     # entry of a slice, search it belongs to, title, decimals
@@ -24,8 +27,10 @@ _SLICE_VIEWS = (
 )
 
 _SLICE_CAPTION = (
-    "Left of the line is loss. Intervals hold for one slice at a time; the marked worst slice is "
-    "chosen, among those with at least 30 items, with bounds that allow for the search."
+    "Left of the line is loss. The intervals hold for one slice at a time: of 20 that are printed, "
+    "about one misses its true value. So a change is coloured only where it is shown with bounds "
+    "that allow for having searched all slices (those with at least 30 items); the largest loss "
+    "shown so is marked."
 )
 
 
@@ -41,10 +46,7 @@ def _gate_of(one: Candidate, metric: str) -> Mapping[str, Any] | None:
 
 def _gate_row(row: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     known = [gate for gate in row if gate is not None]
-    margin = known[0]["margin"]
-    bounds = [gate[end] for gate in known for end in ("lower", "upper") if gate[end] is not None]
-    reach = max([margin, *map(abs, bounds)])
-    low, high = -min(reach, 1.2 * margin), max(1.2 * margin, min(1.08 * reach, 4 * margin))
+    low, high = _gate_scale(known)
     return {
         "label": wording.gate_words(known[0])[0],
         "margin": wording.gate_margin(known[0]),
@@ -52,9 +54,19 @@ def _gate_row(row: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     }
 
 
+def _gate_scale(known: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Ends of a row's scale: every damage within reason, and the margin, lie inside."""
+    margin = known[0]["margin"]
+    bounds = [gate[end] for gate in known for end in ("lower", "upper") if gate[end] is not None]
+    reach = max([margin, *map(abs, bounds)])
+    damages = [min(max(gate["damage"], -margin), _MOST_MARGINS * margin) for gate in known]
+    low = min(-min(reach, 1.2 * margin), 1.15 * min(damages))
+    return low, max(1.2 * margin, min(1.08 * reach, 4 * margin), 1.15 * max(damages))
+
+
 def _gate_cell(gate: Mapping[str, Any] | None, low: float, high: float) -> dict[str, Any]:
     if gate is None:
-        return {"plot": "", "text": numbers.MISSING, "state": "not judged"}
+        return {"plot": "", "text": numbers.MISSING, "slice": "", "state": "not judged"}
     _, _, factor, digits = wording.gate_words(gate)
     plot = figures.interval_cell(
         _ends(gate, "damage"),
@@ -64,12 +76,13 @@ def _gate_cell(gate: Mapping[str, Any] | None, low: float, high: float) -> dict[
         tone=_STATE_TONES[gate["state"]],
     )
     damage = numbers.fixed(gate["damage"], digits=digits, scale=factor, signed=True)
-    bounds = numbers.interval(gate["lower"], gate["upper"], digits=digits, scale=factor)
     state = wording.GATE_STATES[gate["state"]]
     need = wording.gate_need(gate)
+    where = wording.gate_slice(gate)
     return {
         "plot": trusted(plot),
-        "text": f"{damage} {bounds}",
+        "text": f"{damage} {wording.gate_bounds(gate)}".rstrip(),
+        "slice": f"in {where}" if where else "",
         "state": f"{state}: {need}" if need else state,
     }
 
@@ -88,10 +101,8 @@ def slices(measured: Sequence[Candidate]) -> list[dict[str, Any]]:
         return []
     result = []
     for entry, search, title, digits in _SLICE_VIEWS:
-        worst = [
-            (one["comparison"]["worst_slices"].get(search) or {}).get("slice") for one in measured
-        ]
-        rows = _slice_rows(found, names, worst, entry, digits)
+        searched = [one["comparison"]["worst_slices"].get(search) or {} for one in measured]
+        rows = _slice_rows(found, names, searched, entry, digits)
         result.append({"title": title, "caption": _SLICE_CAPTION, "rows": rows})
     return result
 
@@ -99,7 +110,7 @@ def slices(measured: Sequence[Candidate]) -> list[dict[str, Any]]:
 def _slice_rows(
     found: Sequence[Mapping[str, Any]],
     names: Sequence[str],
-    worst: Sequence[str | None],
+    searched: Sequence[Mapping[str, Any]],
     entry: str,
     digits: int,
 ) -> list[dict[str, Any]]:
@@ -110,8 +121,8 @@ def _slice_rows(
     for name in names:
         some = next(table[name] for table in found if name in table)
         cells = [
-            _slice_cell(table.get(name), entry, low, high, digits, worst=name == bad)
-            for table, bad in zip(found, worst, strict=True)
+            _slice_cell(table.get(name), entry, low, high, digits, _shown(name, search))
+            for table, search in zip(found, searched, strict=True)
         ]
         head = some["key"] if some["key"] != group else ""
         group = some["key"]
@@ -120,16 +131,28 @@ def _slice_rows(
     return rows
 
 
+def _shown(name: str, search: Mapping[str, Any]) -> tuple[str, bool]:
+    """What the bounds for all slices at once show of one: its tone, and whether it is the
+    headline."""
+    one = next((row for row in search.get("slices") or () if row["name"] == name), None)
+    tone = view.tone(one, -1)
+    return tone, tone == "worse" and search["slice"] == name
+
+
 _BOUNDS = ("lower", "upper")
 
 
 def _slice_cell(
-    row: Mapping[str, Any] | None, entry: str, low: float, high: float, digits: int, *, worst: bool
+    row: Mapping[str, Any] | None,
+    entry: str,
+    low: float,
+    high: float,
+    digits: int,
+    shown: tuple[str, bool],
 ) -> dict[str, Any]:
     if row is None or row[entry]["value"] is None:
         return {"plot": "", "text": numbers.MISSING, "tone": "", "worst": False}
-    estimate = row[entry]
-    shade = view.tone(estimate, +1)
+    estimate, (shade, worst) = row[entry], shown
     tone = {"worse": "hold", "better": "ship"}.get(shade, "")
     plot = figures.interval_cell(_ends(estimate, "value"), low=low, high=high, tone=tone)
     text = numbers.fixed(estimate["value"], digits=digits, scale=100, signed=True)
@@ -138,21 +161,29 @@ def _slice_cell(
 
 
 def worst_slices(measured: Sequence[Candidate]) -> list[tuple[str, str]]:
-    """Per candidate the worst slice by confidence, with its simultaneous bounds."""
+    """Per candidate the largest loss of confidence shown in a slice, with bounds that hold for
+    all."""
     said = []
     for one in measured:
         worst = one["comparison"].get("worst_slice")
-        if not worst or not worst.get("slice"):
-            continue
-        low, mid, high = (-worst[key] for key in ("upper", "damage", "lower"))
-        change = numbers.fixed(mid, digits=2, scale=100, signed=True)
-        bounds = numbers.interval(low, high, digits=2, scale=100)
-        items = numbers.plural(worst["n"], "item")
-        searched = numbers.plural(worst["searched"], "slice")
-        name = view.slice_words(worst["slice"])
-        fact = f"{name}: {change} points {bounds} ({items}; {searched} searched)"
-        said.append((str(one["scheme"]), fact))
+        if worst and worst.get("slice"):
+            said.append((str(one["scheme"]), _worst_slice(worst)))
     return said
+
+
+def _worst_slice(worst: Mapping[str, Any]) -> str:
+    searched = f"{numbers.plural(worst['searched'], 'slice')} searched"
+    if not worst["lower"] > 0:
+        most = numbers.fixed(worst["largest_upper"], digits=2, scale=100)
+        risk = wording.slice_words(worst["riskiest"])
+        may = f"{risk} may have lost up to {most} points"
+        return f"no slice is shown to be damaged; {may} ({searched})"
+    low, mid, high = (-worst[key] for key in ("upper", "damage", "lower"))
+    change = numbers.fixed(mid, digits=2, scale=100, signed=True)
+    bounds = numbers.interval(low, high, digits=2, scale=100)
+    items = numbers.plural(worst["n"], "item")
+    name = wording.slice_words(worst["slice"])
+    return f"{name}: {change} points {bounds} ({items}; {searched})"
 
 
 def flips(measured: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -185,8 +216,8 @@ def speed(audit: Audit, measured: Sequence[Candidate]) -> list[dict[str, Any]]:
         return []
     columns = [
         [_weight_memory(one) for one in everyone],
-        [_rate(one, "decode_tok_s") for one in everyone],
-        [_rate(one, "prefill_tok_s") for one in everyone],
+        [_rate(audit["baseline"], one, "decode_tok_s") for one in everyone],
+        [_rate(audit["baseline"], one, "prefill_tok_s") for one in everyone],
     ]
     longest = [max((value or 0) for value, _, _ in column) or 1 for column in columns]
     table = []
@@ -212,12 +243,16 @@ def _weight_memory(one: Candidate) -> tuple[float | None, str, str]:
     return stored, numbers.size(stored), ""
 
 
-def _rate(one: Candidate, key: str) -> tuple[float | None, str, str]:
+def _rate(base: Candidate, one: Candidate, key: str) -> tuple[float | None, str, str]:
+    """Rate, its print, and below it how many times the baseline's it is (or its quartiles)."""
     rate = (one.get("speed") or {}).get(key)
     if not rate:
         return None, numbers.MISSING, ""
     low, high = numbers.significant(rate["lower"]), numbers.significant(rate["upper"])
-    return rate["value"], numbers.significant(rate["value"]), f"{low}{numbers.MISSING}{high}"
+    below = f"{low}{numbers.MISSING}{high}"
+    if one is not base:
+        below = " ".join(filter(None, view.speed_change(base, one, key))) + f"; {below}"
+    return rate["value"], numbers.significant(rate["value"]), below
 
 
 _LAYER_HEADS = (

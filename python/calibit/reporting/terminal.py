@@ -100,7 +100,10 @@ def audit_table(audit: Audit) -> RenderableType:
         found = _heading(audit, width)
         for block in _blocks(rows, names, width):
             found += [_text([]), *_block_lines(rows, names, verdicts, block)]
-        return [*found, _text([]), *_verdict_lines(audit, width)]
+        found += [_text([]), *_verdict_lines(audit, width)]
+        for line in view.calibrations(audit):
+            found += _wrapped("Note: ", line, width, style="faint")
+        return found
 
     return _Lines(lines)
 

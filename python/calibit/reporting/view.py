@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibit.reporting import numbers
+from calibit.reporting import numbers, wording
 from calibit.reporting.numbers import Style
 
 Audit = Mapping[str, Any]
@@ -199,13 +199,22 @@ def _speed_rows(base: Candidate, measured: Sequence[Candidate]) -> list[Row]:
         first = (base.get("speed") or {}).get(key) or {}
         cells = [Cell(numbers.significant(first.get("value")))]
         for one in measured:
-            speed = (one.get("speed") or {}).get(key) or {}
-            value = speed.get("value")
-            faster = value / first["value"] if value and first.get("value") else None
-            change = "" if faster is None else numbers.ratio(faster)
-            cells.append(Cell(numbers.significant(value), change))
+            value = ((one.get("speed") or {}).get(key) or {}).get("value")
+            cells.append(Cell(numbers.significant(value), *speed_change(base, one, key)))
         found.append(Row(key, label, label, "tok/s", "", SPEED, tuple(cells)))
     return found
+
+
+def speed_change(base: Candidate, one: Candidate, key: str) -> tuple[str, str]:
+    """How many times faster a candidate is, "×1.41", and the interval of that; empty where they
+    are not known. Runs recorded without their repeats have the ratio of medians and no interval.
+    """
+    change = (one.get("speed_change") or {}).get(key) or {}
+    if change.get("value") is not None:
+        bounds = numbers.interval(change["lower"], change["upper"], digits=2, signed=False)
+        return numbers.ratio(change["value"]), bounds
+    first, own = (((side.get("speed") or {}).get(key) or {}).get("value") for side in (base, one))
+    return (numbers.ratio(own / first), "") if own and first else ("", "")
 
 
 def _metric_row(metric: Metric, base: Candidate, measured: Sequence[Candidate]) -> Row:
@@ -300,8 +309,8 @@ def _item_rows(measured: Sequence[Candidate], *, details: bool) -> list[Row]:
         *table,
         row(
             "worst_slice",
-            "worst slice, confidence in the right answer",
-            "worst slice by conf_true",
+            "largest loss shown in a slice, confidence in the right answer",
+            "loss shown in a slice, conf_true",
             "",
             worst,
         ),
@@ -339,17 +348,14 @@ def _divergence_row(
 
 
 def _worst_cell(worst: Mapping[str, Any] | None) -> Cell:
-    """The slice with the largest credible damage; the sign is turned from damage to change."""
+    """The slice with the largest loss the data show; the sign is turned from damage to change."""
     if not worst or not worst.get("slice"):
         return Cell(numbers.MISSING)
+    if not worst["lower"] > 0:
+        return Cell("none shown")
     low, mid, high = (-worst[key] for key in ("upper", "damage", "lower"))
-    change, found = Style(2, 100, signed=True), "worse" if worst["lower"] > 0 else ""
-    return Cell(slice_words(worst["slice"]), change.value(mid), change.interval(low, high), found)
-
-
-def slice_words(name: str) -> str:
-    """A slice name without its keys: "domain=capitals, lang=en" becomes "capitals, en"."""
-    return ", ".join(part.partition("=")[2] or part for part in name.split(", "))
+    change, name = Style(2, 100, signed=True), wording.slice_words(worst["slice"])
+    return Cell(name, change.value(mid), change.interval(low, high), "worse")
 
 
 def headline(audit: Audit) -> list[str]:
@@ -363,7 +369,7 @@ def headline(audit: Audit) -> list[str]:
     facts = [tasks] if tasks else []
     text = protocol.get("text")
     if text:
-        shown = f"{text['name']} ({text['protocol']})"
+        shown = f"{text['name']} in {wording.text_words(text)}"
         facts.append(f"{numbers.count(text['tokens'])} tokens of {shown}")
     if machine.get("kernels"):
         facts.append(f"kernels {machine['kernels']}")
@@ -374,6 +380,23 @@ def headline(audit: Audit) -> list[str]:
         title,
         *facts,
         f"under each value its difference from the baseline and the {level} interval",
+    ]
+
+
+_CALIBRATION = ("source", "tokens", "sequences")
+
+
+def calibrations(audit: Audit) -> list[str]:
+    """What the candidates that need it were calibrated on, a sentence per text."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for one in succeeded(audit):
+        used = (one.get("quantization") or {}).get("calibration")
+        if used:
+            key = tuple(used[name] for name in _CALIBRATION)
+            found.setdefault(key, []).append(str(one["scheme"]))
+    return [
+        wording.calibration_words(names, dict(zip(_CALIBRATION, key, strict=True)))
+        for key, names in found.items()
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class VerdictWords:
 VERDICTS = {
     "ship": VerdictWords("\u2713", "Ship", "every damage is shown to stay below its margin"),
     "hold": VerdictWords("\u2715", "Hold", "some damage is shown to exceed its margin"),
-    "inconclusive": VerdictWords("?", "Inconclusive", "too few items to tell; more are needed"),
+    "inconclusive": VerdictWords("?", "Inconclusive", "these items show neither"),
     "failed": VerdictWords("!", "Failed", "could not be measured"),
 }
 
@@ -45,7 +45,12 @@ _GATE_WORDS = {
 }
 _WORST = "worst_slice."
 
-GATE_STATES = {"pass": "passes", "fail": "exceeds the margin", "open": "open"}
+GATE_STATES = {
+    "pass": "passes",
+    "fail": "exceeds the margin",
+    "open": "open",
+    "unjudged": "not judged: every slice is too small to pass",
+}
 
 
 def gate_words(gate: Gate) -> tuple[str, str, float, int]:
@@ -71,21 +76,85 @@ def gate_need(gate: Gate) -> str:
     if gate["n_needed"] is None:
         return "more items would hardly help"
     place = " in it" if gate.get("slice") else ""
-    wanted, used = numbers.count(gate["n_needed"]), numbers.count(gate["n"])
-    return f"needs about {wanted} {gate['units']}{place}, has {used}"
+    units = str(gate["units"])
+    wanted = numbers.plural(gate["n_needed"], units.removesuffix("s"))
+    return f"needs about {wanted}{place}, has {numbers.count(gate['n'])}"
+
+
+def gate_bounds(gate: Gate) -> str:
+    """The interval that decides a gate, with what is special about it: "[−0.2, +8.0]"."""
+    _, _, factor, digits = gate_words(gate)
+    bounds = numbers.interval(gate["lower"], gate["upper"], digits=digits, scale=factor)
+    special = []
+    if gate["state"] == "fail":
+        special.append(numbers.percent(gate["level"]))
+    if gate.get("all_at_once"):
+        special.append("all slices at once")
+    return f"{bounds} ({', '.join(special)})" if bounds and special else bounds
+
+
+def gate_slice(gate: Gate) -> str:
+    """Which slice a gate is about and its size, "arithmetic, 43 items"; empty without one."""
+    if not gate.get("slice"):
+        return ""
+    return f"{slice_words(gate['slice'])}, {numbers.plural(gate['n'], 'item')}"
 
 
 def gate_line(gate: Gate) -> str:
     """A gate in one line: what, how much, against what, what is missing."""
     name, unit, factor, digits = gate_words(gate)
-    where = f" ({gate['slice']})" if gate.get("slice") else ""
+    where = f" ({slice_words(gate['slice'])})" if gate.get("slice") else ""
     damage = numbers.fixed(gate["damage"], digits=digits, scale=factor, signed=True)
-    bounds = numbers.interval(gate["lower"], gate["upper"], digits=digits, scale=factor)
+    seen = " ".join(filter(None, (damage, unit, gate_bounds(gate))))
     need = gate_need(gate)
-    text = (
-        f"{name}{where}: damage {damage} {bounds} {unit}".rstrip() + f", margin {gate_margin(gate)}"
-    )
+    text = f"{name}{where}: damage {seen}, margin {gate_margin(gate)}"
     return text + (f"; {need}" if need else "")
+
+
+def slice_words(name: str) -> str:
+    """A slice name without its keys: "domain=capitals, lang=en" becomes "capitals, en"."""
+    return ", ".join(part.partition("=")[2] or part for part in name.split(", "))
+
+
+def rule(gates: Sequence[Gate], level: float) -> str:
+    """How intervals and margins make a verdict.
+
+    Args:
+        gates: the gates of one candidate.
+        level: level of the intervals.
+    """
+    strict = next((gate["strict_level"] for gate in gates if gate.get("strict_level")), None)
+    plain = numbers.percent(level)
+    held = f"at {numbers.percent(strict)}" if strict else "at a higher level"
+    worst = any(gate.get("slice") for gate in gates)
+    text = (
+        f"Each line is an interval for how much worse the quantized model is; right is worse. The "
+        "dashed line is the margin, the damage the policy allows. A measure passes if its "
+        f"{plain} interval ends left of the margin; ship needs all to pass. It exceeds the margin "
+        f"if even its interval {held} ({plain} corrected for {len(gates)} measures) begins right "
+        "of it; one such measure means hold. Anything else is open."
+    )
+    return text + (f" {WORST_SLICE_RULE}" if worst else "")
+
+
+WORST_SLICE_RULE = (
+    "For a worst slice all slices must pass, so the one with the largest upper bound is shown; one "
+    "slice that exceeds the margin means hold, with bounds that allow for having looked at all."
+)
+
+
+def too_small(gates: Sequence[Gate]) -> str:
+    """Which slices were too small to rest `ship` on; empty where there are none."""
+    found = [gate for gate in gates if gate.get("too_small")]
+    if not found:
+        return ""
+    gate = found[0]
+    names = numbers.join([slice_words(name) for name in gate["too_small"]])
+    return (
+        f"Too small to judge by {gate_words(gate)[0].partition(',')[0]} (fewer than "
+        f"{gate['n_least']} items, which cannot stay within {gate_margin(gate)} even where no "
+        f"answer changes): {names}. They could cause a hold; ship does not rest on them."
+    )
 
 
 def decisive(verdict: Mapping[str, Any]) -> list[str]:
@@ -93,9 +162,11 @@ def decisive(verdict: Mapping[str, Any]) -> list[str]:
     gates = verdict["gates"]
     wanted = {"hold": "fail", "inconclusive": "open"}.get(verdict["verdict"])
     lines = [gate_line(gate) for gate in gates if gate["state"] == wanted]
+    about_gates = {one for gate in gates for one in _sentences_of(gate)}
     if verdict["verdict"] == "ship":
-        lines = [f"all {len(gates)} measures stay below their margins"]
-    about_gates = {_sentence_of(gate) for gate in gates}
+        judged = [gate for gate in gates if gate["state"] != "unjudged"]
+        lines = [f"all {len(judged)} measures stay below their margins"]
+        about_gates = {_sentences_of(gate)[0] for gate in gates}
     other = [typeset(reason) for reason in verdict["reasons"] if reason not in about_gates]
     return other + lines if verdict["verdict"] == "inconclusive" else lines + other
 
@@ -103,19 +174,51 @@ def decisive(verdict: Mapping[str, Any]) -> list[str]:
 def deciding_sentences(verdict: Mapping[str, Any]) -> list[str]:
     """The verdict's own sentences, without those about gates that do not decide it."""
     wanted = {"hold": "fail", "inconclusive": "open"}.get(verdict["verdict"])
-    beside = {_sentence_of(gate) for gate in verdict["gates"] if gate["state"] != wanted}
+    beside = {_sentences_of(gate)[0] for gate in verdict["gates"] if gate["state"] != wanted}
     return [typeset(reason) for reason in verdict["reasons"] if reason not in beside]
 
 
-def _sentence_of(gate: Gate) -> str:
-    """The sentence that `calibit.verdict` puts among the reasons for this gate."""
+def _sentences_of(gate: Gate) -> list[str]:
+    """The sentences that `calibit.verdict` puts among the reasons for this gate."""
     from calibit.verdict import Gate as GateValue
-    from calibit.verdict.sentences import gate_sentence
+    from calibit.verdict.sentences import gate_sentence, small_sentence
 
     known: dict[str, Any] = dict(gate)
     for key, open_end in (("lower", -math.inf), ("upper", math.inf)):
         known[key] = open_end if known[key] is None else known[key]
-    return gate_sentence(GateValue(**known))
+    value = GateValue(**known)
+    return [gate_sentence(value), *([small_sentence(value)] if value.too_small else [])]
+
+
+def text_words(text: Mapping[str, Any]) -> str:
+    """How a text was cut for its perplexity, "9 disjoint windows of 512 tokens".
+
+    Args:
+        text: name, protocol, tokens and windows; the protocol is an id as `calibit.evaluation`
+            gives it.
+    """
+    kind, _, rest = str(text["protocol"]).partition("@")
+    size = next((part[1:] for part in rest.split("@") if part.startswith("w")), "")
+    if kind == "gptq":
+        size = f" of {numbers.count(int(size or _GPTQ_WINDOW))} tokens"
+        return f"{numbers.plural(text['windows'], 'disjoint window')}{size}"
+    if kind == "documents":
+        most = f", at most {numbers.count(int(size))} tokens of each" if size else ""
+        return f"{numbers.plural(text['windows'], 'document')}, each read alone{most}"
+    return f"{numbers.plural(text['windows'], 'window')}, protocol {text['protocol']}"
+
+
+def calibration_words(names: Sequence[str], calibration: Mapping[str, Any]) -> str:
+    """What candidates were calibrated on, "gptq-int4-g128 was calibrated on …"."""
+    sequences = numbers.plural(calibration["sequences"], "sequence")
+    were = "was" if len(names) == 1 else "were"
+    return (
+        f"{numbers.join(list(names))} {were} calibrated on {numbers.count(calibration['tokens'])} "
+        f"tokens of {calibration['source']}, {sequences}."
+    )
+
+
+_GPTQ_WINDOW = 2048
 
 
 def sentence(text: str) -> str:
@@ -146,13 +249,29 @@ TRADE_OFF = (
 )
 
 SPEED = (
-    "Speed belongs to the kernels and this machine, not to the scheme alone; on a machine that "
-    "others use too it moves by tens of percent. Kernels named torch are those of PyTorch."
+    "The interval (Welch's t of the logarithms) holds for repeats one after another; models were "
+    "measured minutes apart, and on a machine that others use too speeds move by tens of percent "
+    "in between. Speed belongs to the kernels and this machine, not to the scheme alone. Kernels "
+    "named torch are those of PyTorch."
+)
+
+PEAK_MEMORY = (
+    "Peak memory is that of the whole process while it scored the items and the text: Python and "
+    "its libraries, the weights, and the activations and log-probabilities of the largest batch; "
+    "for a quantized model also what the C library has not handed back of the float model that it "
+    "was made from. Batches are planned for throughput, so it is not what serving takes: compare "
+    "the weight memory."
 )
 
 KEPT = (
     "Every number of this page, with its estimator, sample size, interval method and seed, is in "
     "audit.json beside it; the answers of every model to every item are under runs/."
+)
+
+MCNEMAR = (
+    "The interval of the accuracy (Tango's score interval) and McNemar's exact p value put nearly "
+    "the same question, but the exact test is conservative where few answers changed: near the "
+    "border one may show a change and the other not. Colours and the verdict follow the interval."
 )
 
 _LIMITS = (
@@ -239,7 +358,8 @@ GLOSSARY = (
     ("Slice", "A group of items that belong together, such as a domain or a language."),
     (
         "Worst slice",
-        "The slice with the largest damage that the data support, with bounds that allow for "
-        "having searched all slices.",
+        "Of the verdict: the slice that may be damaged most, by the upper end of its interval, or "
+        "the one that is shown to exceed the margin. The largest loss shown in a slice is another "
+        "question: the slice whose damage is largest even at the lower end.",
     ),
 )

@@ -1,6 +1,6 @@
 """Ship, hold or inconclusive, with reasons."""
 
-from calibit.verdict.gates import FAIL, OPEN, PASS, Gate
+from calibit.verdict.gates import FAIL, OPEN, PASS, UNJUDGED, Gate
 from calibit.verdict.judging import EXIT_CODES, HOLD, INCONCLUSIVE, SHIP, Verdict, judge
 from calibit.verdict.policy import METRICS, Policy
 
@@ -13,6 +13,7 @@ __all__ = [
     "OPEN",
     "PASS",
     "SHIP",
+    "UNJUDGED",
     "Gate",
     "Policy",
     "Verdict",

@@ -3,7 +3,9 @@
 `ship` needs every damage below its margin with confidence: an intersection-union test, so no
 correction for the number of gates. `hold` needs one damage above its margin with confidence, at a
 level corrected for their number. Anything else is `inconclusive` and says how many items are
-needed. "No significant difference" is never read as "no damage".
+needed. "No significant difference" is never read as "no damage". Slices too small to show that
+their accuracy is within the margin, even where no answer changed, can cause a `hold`; `ship` does
+not wait for them and says how many they are.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibit.verdict.gates import FAIL, OPEN, PASS, Gate, gate_of, slice_gate_of
+from calibit.verdict.gates import FAIL, OPEN, PASS, UNJUDGED, Gate, gate_of, slice_gate_of
 from calibit.verdict.policy import WORST, Policy
-from calibit.verdict.sentences import gate_sentence, missing_sentence
+from calibit.verdict.sentences import gate_sentence, missing_sentence, small_sentence
 
 if TYPE_CHECKING:
     from calibit.comparison import Comparison
@@ -49,9 +51,7 @@ class Verdict:
         """All fields as JSON types; an infinite bound becomes null."""
         gates = [asdict(gate) for gate in self.gates]
         for gate in gates:
-            gate |= {
-                key: gate[key] if math.isfinite(gate[key]) else None for key in ("lower", "upper")
-            }
+            gate |= {key: _finite(gate[key]) for key in ("lower", "upper", "strict_lower")}
         return {
             "verdict": self.verdict,
             "exit_code": self.exit_code,
@@ -67,8 +67,7 @@ def judge(comparison: Comparison, policy: Policy | None = None) -> Verdict:
     Args:
         comparison: two runs compared.
         policy: margins; the default policy where omitted (accuracy 3 points, conf_true 0.02, NLL
-            0.03
-            nats, worst slice twice those).
+            0.03 nats, worst slice twice those).
 
     Returns:
         The verdict; a failed self-audit or a metric that cannot be judged makes it inconclusive.
@@ -81,7 +80,7 @@ def judge(comparison: Comparison, policy: Policy | None = None) -> Verdict:
         for check in comparison.checks
         if not check.passed
     ]
-    missing = _missing(comparison, chosen, bool(gates))
+    missing = _missing(comparison, chosen, any(gate.state != UNJUDGED for gate in gates))
     if broken:
         verdict = INCONCLUSIVE
     elif by_state[FAIL]:
@@ -97,6 +96,7 @@ def judge(comparison: Comparison, policy: Policy | None = None) -> Verdict:
         *missing,
         *unsettled,
         *passed,
+        *(small_sentence(gate) for gate in gates if gate.too_small),
         *_without_slices(comparison, chosen),
     )
     return Verdict(verdict, reasons, gates, chosen)
@@ -122,7 +122,7 @@ def _missing(comparison: Comparison, policy: Policy, any_gate: bool) -> list[str
     absent = [name for name in overall if name not in comparison.evidence]
     if absent:
         return [missing_sentence(absent, labelled=bool(comparison.protocol["n_labelled"]))]
-    return [] if any_gate else ["Nothing was judged: no slice has at least 30 items."]
+    return [] if any_gate else ["Nothing was judged: no slice has enough items."]
 
 
 def _without_slices(comparison: Comparison, policy: Policy) -> list[str]:
@@ -131,3 +131,7 @@ def _without_slices(comparison: Comparison, policy: Policy) -> list[str]:
     if not asked or searched or not comparison.worst_slices:
         return []
     return ["Slices were not judged: none has at least 30 items and fewer than all."]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from calibit.verdict.gates import FAIL, PASS, Gate
+from calibit.verdict.gates import FAIL, PASS, UNJUDGED, Gate
 from calibit.verdict.policy import WORST
 
 _WORDS = {
@@ -25,17 +26,33 @@ def gate_sentence(gate: Gate) -> str:
     damage, low, high = (
         f"{factor * value + 0.0:.{digits}f}" for value in (gate.damage, gate.lower, gate.upper)
     )
-    tango = gate.metric.endswith("acc")
-    kind = "interval" if not gate.slice else "bounds" if tango else "simultaneous bounds"
-    seen = f"{direction} {damage}{unit} ({gate.level:.0%} {kind} {low} to {high})"
+    kind = "bounds for all slices at once" if gate.all_at_once else "interval"
+    bounds = f"{100 * gate.level:.3g}% {kind} {low} to {high}"
+    seen = f"{direction} {damage}{unit} ({bounds if math.isfinite(gate.upper) else 'no interval'})"
     margin = f"the margin of {factor * gate.margin:g}{unit}"
-    where = f" in the worst slice ({gate.slice}, {gate.n:,} items)" if gate.slice else ""
+    where = (
+        f" in the worst slice ({gate.slice}, {_count(gate.n, gate.units)})" if gate.slice else ""
+    )
     lead = f"{words[0].upper()}{words[1:]}{where}"
     if gate.state == PASS:
         return f"{lead} holds: {seen}, below {margin}."
     if gate.state == FAIL:
         return f"{lead} is damaged: {seen}, above {margin}."
-    return f"{lead} is not settled: {seen} against {margin}; {_wanted(gate)}."
+    against = f"{seen} against {margin}{_at_the_corrected_level(gate, factor, digits)}"
+    if gate.state == UNJUDGED:
+        return f"{lead} is not judged: {against}; every slice is too small to pass."
+    return f"{lead} is not settled: {against}; {_wanted(gate)}."
+
+
+def small_sentence(gate: Gate) -> str:
+    """How many slices were too small to rest `ship` on."""
+    words = _WORDS[gate.metric.removeprefix(WORST)][0]
+    slices = "slice was" if gate.slices == 1 else "slices were"
+    return (
+        f"{len(gate.too_small)} of {gate.slices} {slices} too small to show that {words} stays "
+        f"within the margin, even where no answer changes (fewer than {gate.n_least} items): they "
+        "could cause a hold, and ship does not rest on them."
+    )
 
 
 def missing_sentence(metrics: Sequence[str], *, labelled: bool) -> str:
@@ -44,8 +61,20 @@ def missing_sentence(metrics: Sequence[str], *, labelled: bool) -> str:
     return f"Not judged: {', '.join(_WORDS[metric][0] for metric in metrics)} ({why})."
 
 
+def _at_the_corrected_level(gate: Gate, factor: float, digits: int) -> str:
+    """Why a gate is open although its interval lies above the margin."""
+    if not gate.lower > gate.margin or gate.strict_lower is None or gate.strict_level is None:
+        return ""
+    level, low = f"{100 * gate.strict_level:.3g}%", f"{factor * gate.strict_lower:.{digits}f}"
+    return f" (hold asks for {level}, where the bounds start at {low})"
+
+
 def _wanted(gate: Gate) -> str:
     if gate.n_needed is None:
         return "the damage seen is not below the margin, so more items are unlikely to clear it"
-    place = " in this slice" if gate.slice else ""
-    return f"about {gate.n_needed:,} {gate.units}{place} are needed, {gate.n:,} were used"
+    place, were = " in this slice" if gate.slice else "", "was" if gate.n == 1 else "were"
+    return f"about {_count(gate.n_needed, gate.units)}{place} are needed, {gate.n:,} {were} used"
+
+
+def _count(n: int, units: str) -> str:
+    return f"{n:,} {units.removesuffix('s') if n == 1 else units}"
