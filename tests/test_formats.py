@@ -34,6 +34,7 @@ def test_registry_holds_the_integer_formats() -> None:
         ("int8", "int8-g128"),
         ("g128-int4-gptq", "gptq-int4-g128"),
         ("int4-fzero-g32", "int4-g32-fzero"),
+        ("int4-asym-fzero-g32", "int4-g32-fzero"),
         ("int4-row", "int4-row"),
         ("actorder-gptq-nf4-dq", "gptq-nf4-dq-actorder"),
         ("bf16", "bf16"),
@@ -54,7 +55,13 @@ def test_scheme_is_parsed_in_any_order_and_printed_in_one(text: str, canonical: 
         ("int4-g32-g64", r"expected one group"),
         ("nf4-asym", r"integer format"),
         ("int4-dq", r"dq needs"),
-        ("int4-asym-fzero", r"exclude"),
+        ("nf4-asym-fzero", r"integer format"),
+        ("int4--g32", r"single hyphens, got 'int4--g32'"),
+        ("nf4-", r"single hyphens"),
+        ("-nf4", r"single hyphens"),
+        ("my.txt-", r"single hyphens"),
+        ("int4-asym-asym", r"expected 'asym' once"),
+        ("int4-int4", r"expected 'int4' once"),
         ("int4-actorder", r"gptq solver"),
         ("bf16-g64", r"no other token"),
         ("mxfp4-g64", r"groups of 32"),
@@ -65,6 +72,19 @@ def test_scheme_is_parsed_in_any_order_and_printed_in_one(text: str, canonical: 
 def test_scheme_refuses(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         schemes.parse(text)
+
+
+@pytest.mark.parametrize("value", [None, 4, ["nf4"]])
+def test_scheme_of_another_type_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match=r"\[scheme\] expected a string such as 'nf4' or a Scheme"):
+        schemes.parse(value)  # type: ignore[arg-type]
+
+
+def test_codebook_file_that_is_not_text_is_named(tmp_path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"-1 1 # \xe9")
+    with pytest.raises(ValueError, match=r"UTF-8 text in '.*latin\.txt', got byte 0xe9"):
+        schemes.parse(str(path))
 
 
 def test_codebook_file_is_a_format(tmp_path) -> None:

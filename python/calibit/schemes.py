@@ -21,7 +21,7 @@ SOLVERS = ("gptq",)
 OPTIONS: dict[str, str] = {
     "dq": "double quantization: 8-bit scales with a second level of scales (codebook formats)",
     "asym": "integer zero point per group (integer formats)",
-    "fzero": "real zero point per group (integer formats)",
+    "fzero": "real zero point per group (integer formats); asym-fzero says the same",
     "actorder": "round the columns with the largest activations first (gptq)",
     "head": "also quantize the output head (lm_head)",
 }
@@ -92,8 +92,9 @@ def parse(text: str | Scheme) -> Scheme:
         The scheme, with the format's default group filled in.
 
     Raises:
-        ValueError: unknown token (the message lists the known ones), two formats or groups, or
-            options that do not go together.
+        ValueError: unknown token (the message lists the known ones), an empty or repeated one, two
+            formats or groups, or options that do not go together.
+        TypeError: neither a string nor a Scheme.
 
     Example:
         >>> str(parse("g128-int4-gptq")), parse("nf4").group
@@ -101,10 +102,17 @@ def parse(text: str | Scheme) -> Scheme:
     """
     if isinstance(text, Scheme):
         return text
+    if not isinstance(text, str):
+        raise TypeError(
+            f"[scheme] expected a string such as 'nf4' or a Scheme, got {type(text).__name__}"
+        )
     codebook, tokens = _split(text)
+    _check_tokens(tokens, text)
     found: dict[str, list[str]] = {"solver": [], "format": codebook, "group": [], "option": []}
     for token in tokens:
         found[_kind(token, text)].append(token)
+    if {"asym", "fzero"} <= set(found["option"]):
+        found["option"].remove("asym")  # a real zero point is asymmetric by itself
     for kind in ("solver", "format", "group"):
         if len(found[kind]) > 1:
             raise ValueError(f"[scheme] expected one {kind} in '{text}', got {found[kind]}")
@@ -127,12 +135,18 @@ def read_codebook(path: str) -> Format:
     and ``max|w| / max|value|``; groups are 64 unless the scheme says otherwise.
 
     Raises:
-        ValueError: the file cannot be read, or holds another count, duplicates or no number.
+        ValueError: the file cannot be read, is not UTF-8, or holds another count, duplicates or no
+            number.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"[codebook] cannot read '{path}': {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"[codebook] expected UTF-8 text in '{path}', got byte "
+            f"0x{error.object[error.start]:02x} at position {error.start}"
+        ) from None
     words = [w for line in lines for w in re.split(r"[\s,;]+", line.split("#")[0]) if w]
     try:
         values = tuple(float(w) for w in words)
@@ -151,8 +165,17 @@ def _split(text: str) -> tuple[list[str], list[str]]:
     match = re.fullmatch(rf"(?:(gptq)-)?(.*(?:{suffixes}))(?:-(.*))?", text.strip())
     if match:
         rest = [match[1]] if match[1] else []
-        return [match[2]], rest + [t for t in (match[3] or "").lower().split("-") if t]
-    return [], [t for t in text.strip().lower().split("-") if t]
+        return [match[2]], rest + (match[3].lower().split("-") if match[3] is not None else [])
+    return [], text.strip().lower().split("-") if text.strip() else []
+
+
+def _check_tokens(tokens: list[str], text: str) -> None:
+    """Refuse empty tokens, and one that comes twice."""
+    if "" in tokens:
+        raise ValueError(f"[scheme] expected words joined by single hyphens, got '{text}'")
+    repeated = [token for token in tokens if tokens.count(token) > 1]
+    if repeated:
+        raise ValueError(f"[scheme] expected '{repeated[0]}' once, got it twice in '{text}'")
 
 
 def _kind(token: str, text: str) -> str:
@@ -194,8 +217,6 @@ def _check(scheme: Scheme, text: str, group_given: bool) -> None:
         refuse(f"expected a group that is a multiple of 8, got {scheme.group}")
     if weight_format.scale_type == "e8m0" and scheme.group != weight_format.group:
         refuse(f"{scheme.format} is defined with groups of {weight_format.group}")
-    if {"asym", "fzero"} <= scheme.options:
-        refuse("asym and fzero exclude each other")
     if scheme.options & {"asym", "fzero"} and not weight_format.is_integer:
         refuse("a zero point needs an integer format (int2 to int8)")
     if "dq" in scheme.options and weight_format.scale_type != "f32":
