@@ -210,3 +210,20 @@ def test_from_tensors_refuses_what_does_not_fit() -> None:
         merged = {n: t for n, t in (tensors | change).items() if t is not None}
         with pytest.raises(ValueError, match=message):
             QuantizedWeight.from_tensors(merged, scheme="nf4", shape=(20, 300))
+
+
+@pytest.mark.parametrize("value", [[[1.0]], None, 1.5])
+def test_weight_of_another_type_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match=r"\[quantize\] expected a torch tensor or a NumPy array"):
+        calibit.quantize(value, "nf4")  # type: ignore[arg-type]
+
+
+def test_arrays_in_any_layout_are_read() -> None:
+    w = weight(6, 64).numpy()
+    frozen = w.copy()
+    frozen.flags.writeable = False
+    for same in (w[::-1][::-1], w.astype(">f4"), np.asfortranarray(w), w.astype("f8"), frozen):
+        assert torch.equal(calibit.quantize(same, "nf4").codes, calibit.quantize(w, "nf4").codes)
+    for wrong in (w.astype(np.int32), w.astype(object), w.astype(complex)):
+        with pytest.raises(ValueError, match="expected a floating-point weight"):
+            calibit.quantize(wrong, "nf4")

@@ -193,6 +193,7 @@ def quantize(
     Raises:
         ValueError: unknown scheme, NaN or infinity in the weight, wrong shape, a missing or wrong
             Hessian.
+        TypeError: a weight or scheme of another type.
 
     Example:
         >>> q = quantize(np.eye(4, 64, dtype=np.float32), "nf4")
@@ -271,7 +272,11 @@ def _plain_kind(scheme: Scheme) -> int:
 
 def _as_matrix(weight: Tensor | np.ndarray[Any, Any]) -> tuple[Tensor, torch.device]:
     """A float32 copy on the CPU, and the device it came from."""
-    t = torch.from_numpy(weight) if isinstance(weight, np.ndarray) else weight.detach()
+    if not isinstance(weight, Tensor | np.ndarray):
+        raise TypeError(
+            f"[quantize] expected a torch tensor or a NumPy array, got {type(weight).__name__}"
+        )
+    t = _from_numpy(weight) if isinstance(weight, np.ndarray) else weight.detach()
     if t.dim() != 2 or t.numel() == 0:
         raise ValueError(f"[quantize] expected a weight [N, K] with N, K >= 1, got {list(t.shape)}")
     if not t.is_floating_point():
@@ -279,6 +284,14 @@ def _as_matrix(weight: Tensor | np.ndarray[Any, Any]) -> tuple[Tensor, torch.dev
     if t.is_meta:
         raise ValueError("[quantize] expected a weight with data, got one on the meta device")
     return t.to("cpu", torch.float32, copy=True).contiguous(), t.device
+
+
+def _from_numpy(weight: np.ndarray[Any, Any]) -> Tensor:
+    """The array as a tensor, without a copy where torch can read its memory."""
+    if weight.dtype.kind != "f" or weight.dtype.itemsize > 8:
+        raise ValueError(f"[quantize] expected a floating-point weight, got {weight.dtype}")
+    array = np.ascontiguousarray(weight, weight.dtype.newbyteorder("="))
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _codebook(scheme: Scheme) -> Tensor | None:
