@@ -85,7 +85,7 @@ def factor(
             cannot be factorized even with a damping of 1.
 
     Example:
-        >>> upper, info = factor(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.01)
+        >>> upper = factor(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.01).upper
         >>> bool(torch.allclose(upper.T @ upper @ torch.tensor([[2.02, 1.0], [1.0, 2.02]]).double(),
         ...                     torch.eye(2).double()))
         True

@@ -56,8 +56,8 @@ def load(spec: str | Path | Scheme | Mapping[str, str | Scheme] | Plan) -> Plan:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not a JSON object of strings, repeats a pattern, or names an unknown
-        scheme.
+        ValueError: the file is not UTF-8 or not a JSON object of strings, repeats a pattern, or
+            names an unknown scheme.
     """
     if isinstance(spec, Plan):
         return spec
@@ -73,8 +73,10 @@ def matches(pattern: str, name: str) -> bool:
     """Does a pattern name this module? (The rule is in the module's docstring.)
 
     Example:
-        >>> matches("layers.0", "model.layers.0.mlp.up_proj"), matches("layers.1",
-        "model.layers.10.mlp.up_proj") (True, False)
+        >>> matches("layers.0", "model.layers.0.mlp.up_proj")
+        True
+        >>> matches("layers.1", "model.layers.10.mlp.up_proj")
+        False
     """
     if pattern.startswith("re:"):
         return re.search(pattern[3:], name) is not None
@@ -191,6 +193,11 @@ def _read(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(
             f"[plan {path.name}] expected JSON, got an error in line {error.lineno}: {error.msg}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"[plan {path.name}] expected UTF-8 text, got byte "
+            f"0x{error.object[error.start]:02x} at position {error.start}"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"[plan {path.name}] expected a JSON object, got {type(content).__name__}")
