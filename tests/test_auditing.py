@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_audit_json_has_the_promised_entries(finished: Audit) -> None:
     assert data["machine"]["threads"] == torch.get_num_threads()
     assert data["protocol"]["tasks"] == [{"name": "items", "n": 80}]
     assert data["protocol"]["text"]["tokens"] == 310
+    calibration = data["candidates"][1]["quantization"]["calibration"]
+    assert data["protocol"]["calibration_tokens"] == calibration["tokens"] == 13 * 64
     for one in (data["baseline"], *data["candidates"]):
         assert one["footprint"]["bits_per_weight_model"] > 0
         assert one["speed"]["decode_tok_s"]["value"] > 0 and one["speed"]["kernels"]
@@ -119,8 +122,8 @@ def test_worst_verdict_counts(finished: Audit) -> None:
 def test_python_function_and_table(folder: Path, tmp_path: Path) -> None:
     made = audit(
         folder / "model",
-        schemes=["int8-row"],
-        tasks=[str(folder / "items.jsonl")],
+        schemes="int8-row",
+        tasks=str(folder / "items.jsonl"),
         text=None,
         limit=30,
         speed="none",
@@ -199,6 +202,33 @@ def test_two_processes_do_not_share_a_folder(folder: Path, tmp_path: Path) -> No
         pass
     with jobs.claim(tmp_path / "out", job):
         pass
+
+
+def test_job_of_which_nothing_was_measured_gives_way(folder: Path, tmp_path: Path) -> None:
+    """A process that was killed before the first batch leaves a record and an empty run."""
+    out = tmp_path / "out"
+    (out / "runs" / "baseline" / "tokens").mkdir(parents=True)
+    jobs.write_json(out / "job.json", job_of(folder, seed=7).to_dict())
+    jobs.write_json(out / "runs" / "baseline" / "run.json", {"schema": "calibit.run/1"})
+    job = job_of(folder, schemes=("int8",), limit=16, text="none")
+    made = run_job(job, out, progress=None)
+    assert not made.failed
+    assert json.loads((out / "job.json").read_text(encoding="utf-8")) == job.to_dict()
+    with pytest.raises(ValueError, match=r"\[audit\] expected the same job"):
+        run_job(job_of(folder, seed=7), out, progress=None)
+
+
+def test_failed_first_batch_leaves_a_folder_that_another_job_may_take(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    job = job_of(folder, schemes=("int8",), limit=16, text="none")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr("calibit.evaluation.driver._score_items", fail)
+        run_job(replace(job, batch_tokens=4096), tmp_path / "out", progress=None)
+    assert not run_job(job, tmp_path / "out", progress=None).failed
 
 
 class Killed(BaseException):
@@ -360,6 +390,11 @@ def test_busy_machine_is_noticed() -> None:
         ({"schemes": ("int8", "g128-int8")}, "'int8-g128' more than once"),
         ({"rigor": "total"}, "expected rigor to be one of"),
         ({"speed": "total"}, "expected speed to be one of"),
+        ({"limit": 0}, "expected limit of at least 1"),
+        ({"calibration_tokens": 0}, "expected calibration_tokens of at least 1"),
+        ({"level": 2.0}, "expected a level between 0 and 1"),
+        ({"resamples": 5}, "expected at least 100 resamples"),
+        ({"tasks": (), "text": "none"}, "expected tasks with items, or a text, got neither"),
         ({"tasks": ("no-such-task",)}, "no-such-task"),
         ({"text": "./missing.txt"}, "missing.txt"),
         ({"model": "./missing/model"}, "which does not exist"),

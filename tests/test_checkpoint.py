@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import audit_cases
 import tiny_models
 from calibit.io import native
 from calibit.modules import QuantizedLinear
@@ -376,6 +377,32 @@ def test_quantize_checkpoint_with_gptq_keeps_the_tokenizer(
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "out")]
     assert tokenizers[0](words)["input_ids"] == tokenizers[1](words)["input_ids"]
     assert native.is_checkpoint(tmp_path / "out")
+
+
+def test_model_without_tokenizer_is_noted(tmp_path: Path) -> None:
+    tiny_models.build("llama").save_pretrained(tmp_path / "float")
+    report = quantize_checkpoint(tmp_path / "float", "nf4", tmp_path / "out")
+    assert len(report.notes) == 1 and "no tokenizer, so none was written" in report.notes[0]
+    with pytest.raises(ValueError, match=r"expected tokenizer files in .*float"):
+        quantize_checkpoint(tmp_path / "float", "gptq-int4", tmp_path / "other")
+
+
+def test_number_of_calibration_tokens_is_chosen(tmp_path: Path) -> None:
+    source = audit_cases.prepare(tmp_path)
+    text = source / "text.txt"
+    for tokens, sequences in ((64, 1), (65, 2), (20, 1)):
+        report = quantize_checkpoint(
+            source / "model",
+            "gptq-int4-g32",
+            tmp_path / f"out{tokens}",
+            calibration=text,
+            calibration_tokens=tokens,
+        )
+        assert report.calibration is not None
+        assert report.calibration["sequences"] == sequences
+        assert report.calibration["tokens"] == sequences * min(tokens, tiny_models.POSITIONS)
+    with pytest.raises(ValueError, match=r"expected at least one token, got 0"):
+        quantize_checkpoint(source / "model", "gptq-int4", tmp_path / "none", calibration_tokens=0)
 
 
 def test_quantize_checkpoint_refuses_early(tmp_path: Path) -> None:

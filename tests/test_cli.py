@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import typer
 from audit_cases import prepare
 from calibit import cli, commands
 from calibit.commands import options
+from calibit.evaluation.driver import BATCH_TOKENS
+from calibit.quantization import calibration_text
 from report_data import audit_of
 
 SMALL = ["--resamples", "120", "--text_window", "32", "--text_tokens", "62", "--speed", "none"]
@@ -58,8 +61,17 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, items and a text on disk."""
-    return prepare(tmp_path_factory.mktemp("cli"))
+    """A model, whole and in ways that it is not; items; texts, also too short ones."""
+    place = prepare(tmp_path_factory.mktemp("cli"))
+    model = place / "model"
+    shutil.copytree(model, place / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    shutil.copytree(model, place / "broken")
+    weights = place / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (place / "empty_folder").mkdir()
+    (place / "short.txt").write_text("a cat.", encoding="utf-8")
+    (place / "empty.txt").touch()
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +133,9 @@ def test_help_lists_every_command_and_the_exit_codes(calibit: Any) -> None:
 def test_defaults_are_shown(calibit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text = calibit("audit", "--help").out
-    for default in ("probe", "pydoc", "800", "6144", "9999", "0.95", "audit-MODEL", "accuracy 3"):
+    numbers = (BATCH_TOKENS, calibration_text.SEGMENTS * calibration_text.LENGTH)
+    words = ("probe", "pydoc", "800", "6144", "9999", "0.95", "audit-MODEL", "accuracy 3")
+    for default in (*words, *map(str, numbers)):
         assert re.search(rf"default: \(?{re.escape(default)}", text), default
 
 
@@ -163,6 +177,28 @@ def test_usage_errors_exit_with_3_and_point_to_help(
         (["audit", "{model}", "--schemes", "int8", "--policy", "no.yaml"], "does not exist"),
         (["audit", "{model}", "--candidates", "./missing/candidate"], "does not exist"),
         (["audit", "{model}", "--rigor", "full"], "expected rigor"),
+        (["audit", "{model}", "--device", "foo"], "expected device to be cpu, cuda"),
+        (["audit", "{model}", "--dtype", "float8"], "expected dtype to be one of auto, float32"),
+        (["audit", "{model}", "--rule", "foo"], "expected rule to be one of sum"),
+        (["audit", "{model}", "--bos", "foo"], "expected bos to be one of tokenizer"),
+        (["audit", "{model}", "--speed", "foo"], "expected speed to be one of none"),
+        (["audit", "{model}", "--text", "{short}"], "at least one window"),
+        (["audit", "{model}", "--text", "none", "--calib", "{short}"], "[calibration] expected at"),
+        (["audit", "{model}", "--text", "none", "--calib", "{empty}"], "[calibration] expected at"),
+        (["audit", "{bare}", "--text", "none"], "expected tokenizer files"),
+        (["audit", "{empty_folder}"], "without config.json"),
+        (["audit", "{broken}", "--text", "none"], "got a damaged file, model.safetensors"),
+        (["audit", "{model}", "--text", "none", "--tasks", "{empty}"], "empty.txt"),
+        (["eval", "{model}", "-o", "{new}", "--device", "foo"], "expected device"),
+        (["eval", "{model}", "-o", "{new}", "--dtype", "float8"], "expected dtype"),
+        (["eval", "{model}", "-o", "{new}", "--rule", "foo"], "expected rule"),
+        (["eval", "{model}", "-o", "{new}", "--text", "{short}"], "at least one window"),
+        (["eval", "{bare}", "-o", "{new}", "--text", "none"], "expected tokenizer files"),
+        (["eval", "{broken}", "-o", "{new}", "--text", "none"], "got a damaged file"),
+        (["quantize", "{empty_folder}", "nf4", "-o", "{new}"], "without config.json"),
+        (["quantize", "{broken}", "nf4", "-o", "{new}"], "got a damaged file, model.safetensors"),
+        (["quantize", "{model}", "gptq-int4", "--calib", "{short}", "-o", "{new}"], "at least 64"),
+        (["quantize", "{bare}", "gptq-int4", "-o", "{new}"], "expected tokenizer files"),
         (["quantize", "./missing/model", "nf4", "-o", "{new}"], "does not exist"),
         (["quantize", "{model}", "zz9", "-o", "{new}"], "nf4"),
         (["eval", "./missing/model", "-o", "{new}"], "does not exist"),
@@ -173,7 +209,8 @@ def test_usage_errors_exit_with_3_and_point_to_help(
 def test_failures_exit_with_3_and_one_sentence(
     calibit: Any, folder: Path, tmp_path: Path, given: list[str], message: str
 ) -> None:
-    fill = {"model": folder / "model", "new": tmp_path / "new"}
+    fill = {name: folder / name for name in ("model", "bare", "broken", "empty_folder")}
+    fill |= {"new": tmp_path / "new", "short": folder / "short.txt", "empty": folder / "empty.txt"}
     given = [word.format(**fill) for word in given]
     place = [] if given[0] in ("quantize", "compare", "gate", "eval") else ["-o", tmp_path / "out"]
     answer = calibit(*given, *place)
@@ -181,6 +218,65 @@ def test_failures_exit_with_3_and_one_sentence(
     assert message in answer.err and "Traceback" not in answer.err
     assert answer.err.splitlines()[-1].startswith("calibit: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_corrected_command_runs_after_a_failed_one(
+    calibit: Any, folder: Path, words: Any, tmp_path: Path
+) -> None:
+    """Weights are damaged, then repaired: what failed holds no place."""
+    shutil.copytree(folder / "broken", tmp_path / "model")
+    given = ["audit", tmp_path / "model", *words[2:], "--schemes", "int8", "-o", tmp_path / "out"]
+    failed = calibit(*given, "-q")
+    assert failed.code == 3 and "damaged" in failed.err and not (tmp_path / "out").exists()
+    shutil.copy(folder / "model" / "model.safetensors", tmp_path / "model")
+    assert calibit(*given, "-q", "--limit", "20").code == 0
+
+
+@pytest.mark.parametrize("command", ["audit", "quantize", "eval"])
+def test_kernels_that_cannot_run_are_refused_before_a_model_is_read(
+    calibit: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, command: str
+) -> None:
+    def refuse() -> list[Any]:
+        raise ValueError("[CALIBIT_ISA] expected kernels that this CPU can run")
+
+    def unwanted(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("calibit._C.kernels", refuse)
+    monkeypatch.setattr("calibit.loading.read_model", unwanted)
+    scheme = ["nf4"] if command == "quantize" else []
+    answer = calibit(command, folder / "model", *scheme, "-o", tmp_path / "out", "-q")
+    assert answer.code == 3 and "CALIBIT_ISA" in answer.err and not list(tmp_path.iterdir())
+
+
+def test_model_that_is_nowhere_is_said_at_once(
+    calibit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for command, scheme in (("audit", []), ("eval", []), ("quantize", ["nf4"])):
+        answer = calibit(command, "no-such-model", *scheme, "-o", tmp_path / "out")
+        assert answer.code == 3 and answer.out == ""
+        first, *_, last = answer.err.splitlines()
+        assert len(answer.err.splitlines()) <= 3  # quantize shows its progress in between
+        assert first == "no such folder; trying the hub as 'no-such-model'"
+        assert "got 'no-such-model': there is no such folder" in last and "give a folder" in last
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [1, 2, 77])
+@pytest.mark.parametrize("kind", [typer.Exit, SystemExit])
+def test_exit_codes_of_the_library_are_no_verdicts(
+    calibit: Any, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], code: int
+) -> None:
+    def leave() -> None:
+        raise kind(code)
+
+    monkeypatch.setattr("calibit.doctor.diagnose", leave)
+    assert calibit("doctor").code == 3
 
 
 def test_traceback_on_request(calibit: Any) -> None:
@@ -234,7 +330,8 @@ def test_gate_answers_with_the_worst_verdict(
 def test_gate_of_one_candidate(calibit: Any, tmp_path: Path) -> None:
     place = write_audit(tmp_path, {"nf4": "ship", "int8-g128": "hold"}, failed=("fp4",))
     assert calibit("gate", place, "--scheme", "nf4").code == 0
-    assert calibit("gate", place, "--scheme", "int8-g128").code == 1
+    for spelling in ("int8-g128", "int8", "INT8", "g128-int8"):
+        assert calibit("gate", place, "--scheme", spelling).code == 1
     assert calibit("gate", place, "--scheme", "fp4").code == 3
     missing = calibit("gate", place, "--scheme", "int2")
     assert missing.code == 3 and "nf4, int8-g128, fp4" in missing.err
@@ -307,6 +404,9 @@ def test_quantize_eval_compare(calibit: Any, folder: Path, tmp_path: Path) -> No
     model, checkpoint = folder / "model", tmp_path / "nf4"
     made = calibit("quantize", model, "nf4", "-o", checkpoint, "-q")
     assert made.code == 0 and made.last == f"Checkpoint: {checkpoint}"
+    assert "Note" not in made.out
+    bare = calibit("quantize", folder / "bare", "nf4", "-o", tmp_path / "bare", "-q")
+    assert bare.code == 0 and "no tokenizer" in bare.out.replace("\n", " ")
     again = calibit("quantize", model, "nf4", "-o", checkpoint, "-q")
     assert again.code == 3 and "exist" in again.err
 

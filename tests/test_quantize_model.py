@@ -149,6 +149,28 @@ def test_skip_keeps_layers_and_says_so() -> None:
     }
 
 
+def test_one_skip_pattern_may_be_a_string() -> None:
+    model = tiny_models.build("llama")
+    report = quantize_model(model, "nf4", skip="down_proj")
+    assert len(quantized_layers(model)) == 12
+    assert sum(kept.reason == "skipped" for kept in report.kept) == 2
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Linear(8, 8, bias=False)])
+def test_single_layer_is_refused(layer: nn.Linear) -> None:
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match="got a Linear: for one layer use QuantizedLinear"):
+        quantize_model(layer, "nf4")
+    assert torch.equal(layer.weight, before)
+
+
+def test_plan_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_bytes(b'{"*": "nf4\xff"}')
+    with pytest.raises(ValueError, match=r"\[plan plan\.json\] expected UTF-8 text, got byte 0xff"):
+        plans.load(file)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from calibit import commands
-from calibit.commands.options import DONE, FAILED
+from calibit.commands.options import Code
 
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, NotImplementedError)
 """What the library raises with a sentence written for the user."""
@@ -66,7 +66,7 @@ def _root(
     """
     if context.invoked_subcommand is None:
         raise typer.BadParameter("A command is missing.", ctx=context)
-    return DONE
+    return Code.DONE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return Code.FAILED
     except SystemExit as end:  # typer's own way of ending, for example on a closed pipe
-        return DONE if end.code in (None, 0) else FAILED
+        return Code.DONE if end.code in (None, 0) else Code.FAILED
     except Exception as error:
         if settings.get("traceback"):
             import traceback
@@ -100,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_sentence(error))
     if code == _SIGNALLED:
         return _fail(_INTERRUPTED)
-    return code if isinstance(code, int) else DONE
+    if isinstance(code, Code):
+        return int(code)
+    return Code.DONE if code in (None, 0) else Code.FAILED
 
 
 def _usage(error: Any) -> int:
@@ -121,7 +123,7 @@ def _sentence(error: Exception) -> str:
 
 def _fail(message: str) -> int:
     print(f"calibit: {message}", file=sys.stderr)
-    return FAILED
+    return Code.FAILED
 
 
 if __name__ == "__main__":

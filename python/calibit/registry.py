@@ -36,6 +36,15 @@ class Format:
         return self.codebook is None
 
 
+def active_kernels() -> str:
+    """Name of the kernel table in use.
+
+    Raises:
+        ValueError: `CALIBIT_ISA` names a table that this build or this CPU lacks.
+    """
+    return next(str(table["name"]) for table in _C.kernels() if table["active"])
+
+
 @cache
 def formats() -> dict[str, Format]:
     """The built-in formats by name, straight from the C++ registry.

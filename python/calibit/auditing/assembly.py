@@ -101,7 +101,7 @@ def assemble(
             "dtype": base.get("dtype"),
             "notes": models.notes_of(job.model),
         },
-        "protocol": _protocol(job, base),
+        "protocol": _protocol(job, base, records),
         "baseline": _baseline(job, runs, comparisons),
         "candidates": candidates,
         "warnings": [*notes, *_warnings(job, entries, runs, records, comparisons)],
@@ -180,7 +180,9 @@ def _speed_change(base: Mapping[str, Any], meta: Mapping[str, Any], job: Job) ->
     return {key: one.to_dict() for key, one in found.items()}
 
 
-def _protocol(job: Job, base: Mapping[str, Any]) -> dict[str, Any]:
+def _protocol(
+    job: Job, base: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     text = next(iter(base["text"]), None)
     return {
         "tasks": [{"name": task["name"], "n": task["n"]} for task in base["tasks"]],
@@ -191,6 +193,7 @@ def _protocol(job: Job, base: Mapping[str, Any]) -> dict[str, Any]:
         if text is None
         else {key: text[key] for key in ("name", "protocol", "tokens", "windows")},
         "calibration": job.calibration,
+        "calibration_tokens": _calibration_tokens(records.values()),
         "level": job.level,
         "resamples": job.resamples,
         "seed": job.seed,
@@ -199,6 +202,12 @@ def _protocol(job: Job, base: Mapping[str, Any]) -> dict[str, Any]:
         "batch_tokens": base.get("batch_plan", {}).get("batch_tokens"),
         "versions": base["versions"],
     }
+
+
+def _calibration_tokens(records: Iterable[Mapping[str, Any]]) -> int | None:
+    """Tokens that GPTQ calibrated on, the same for every scheme of an audit; None without GPTQ."""
+    found = (record.get("calibration") for record in records)
+    return next((int(one["tokens"]) for one in found if one), None)
 
 
 def _machine(base: Mapping[str, Any], runs: Mapping[str, RunLike]) -> dict[str, Any]:

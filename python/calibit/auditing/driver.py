@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from calibit.auditing import assembly, models
+from calibit.auditing import assembly, checking, models
 from calibit.auditing import job as jobs
 from calibit.auditing.inputs import read_inputs
 from calibit.auditing.job import Job
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from calibit.evaluation import Progress, Text
     from calibit.runs import Run
 
-RUNS, QUANTIZATION_FILE = "runs", "quantization.json"
+QUANTIZATION_FILE = "quantization.json"
 
 STAGE_WEIGHTS = {
     "load baseline": 0.1,
@@ -71,15 +71,16 @@ class _State:
 def audit(
     model: str | Path,
     *,
-    schemes: Sequence[str] | None = None,
-    candidates: Sequence[str | Path] = (),
-    tasks: Sequence[str] = jobs.TASKS,
+    schemes: str | Sequence[str] | None = None,
+    candidates: str | Path | Sequence[str | Path] = (),
+    tasks: str | Sequence[str] = jobs.TASKS,
     text: str | Path | None = jobs.TEXT,
     out: str | Path | None = None,
     limit: int | None = jobs.QUICK_LIMIT,
     rigor: str = jobs.RIGOR[0],
     policy: Mapping[str, Any] | str | Path | None = None,
     calibration: str | Path = jobs.TEXT,
+    calibration_tokens: int | None = None,
     speed: str = jobs.SPEEDS[1],
     device: str = "cpu",
     dtype: str = "auto",
@@ -102,6 +103,7 @@ def audit(
         policy: margins of the verdict, a mapping or a YAML file; by default those of
             `calibit.verdict.Policy`.
         calibration: text that GPTQ calibrates on: `pydoc` or a file.
+        calibration_tokens: how much of it; None takes the default of `quantize_model`.
         speed: how long tokens per second are measured: `none`, `quick` or `full`.
         device, dtype: where and in what the models run; `auto` keeps the stored dtype.
         seed: of samples and intervals.
@@ -117,19 +119,19 @@ def audit(
     """
     if schemes is None:
         schemes = () if candidates else jobs.SCHEMES
+    named = [str(one) for one in jobs.several(schemes)]
     job = Job(
         model=jobs.local(model),
-        schemes=tuple(
-            jobs.local(one) if str(one).endswith(".json") else str(one) for one in schemes
-        ),
-        candidates=tuple(jobs.local(one) for one in candidates),
-        tasks=tuple(tasks),
+        schemes=tuple(jobs.local(one) if one.endswith(".json") else one for one in named),
+        candidates=tuple(jobs.local(one) for one in jobs.several(candidates)),
+        tasks=jobs.several(tasks),
         text=jobs.NO_TEXT if text is None else jobs.local(text),
         limit=limit,
         rigor=rigor,
         speed=speed,
         policy=assembly.policy_dict(policy),
         calibration=jobs.local(calibration),
+        calibration_tokens=calibration_tokens,
         device=device,
         dtype=dtype,
         seed=seed,
@@ -148,9 +150,12 @@ def run_job(
         progress: stream that shows how far it is; None is silent.
         command: recorded; the command line of this process where omitted.
     """
-    entries = _check(job)
+    checking.check_settings(job)
+    entries = models.entries(job)
     folder = Path(out) if out is not None else Path(f"audit-{models.model_name(job.model)}")
     work = read_inputs(job)
+    if not (folder / AUDIT_FILE).is_file():
+        checking.check_texts(job, work[-1], entries)
     with jobs.claim(folder, job):
         if (folder / AUDIT_FILE).is_file():
             finished = Audit.load(folder)
@@ -163,20 +168,6 @@ def run_job(
             return _finish(state)
         finally:
             state.progress.close()
-
-
-def _check(job: Job) -> list[Entry]:
-    """Refuse what can be refused before anything is loaded."""
-    for name, value, known in (
-        ("rigor", job.rigor, jobs.RIGOR),
-        ("speed", job.speed, jobs.SPEEDS),
-    ):
-        if value not in known:
-            raise ValueError(f"[audit] expected {name} to be one of {known}, got {value!r}")
-    models.check_exists(job.model, "MODEL")
-    for source in job.candidates:
-        models.check_exists(source, "--candidates")
-    return models.entries(job)
 
 
 def _stages(entries: Sequence[Entry]) -> list[Stage]:
@@ -209,7 +200,7 @@ def _measure(state: _State, entry: Entry, *, first_stage: int) -> None:
     """Evaluate one entry, or read its finished run; its model is gone when this returns."""
     from calibit.evaluation import evaluate
 
-    folder = state.folder / RUNS / entry.folder
+    folder = state.folder / jobs.RUNS / entry.folder
     done = _finished(folder)
     if done is not None:
         state.runs[entry.name], state.records[entry.name] = done

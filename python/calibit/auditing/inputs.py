@@ -15,9 +15,10 @@ def read_inputs(job: Job) -> tuple[list[Any], list[str], Text | None]:
     """Items, notes of their readers, and text: what is wrong with them shows before anything runs.
 
     Raises:
-        ValueError: unknown task, a line that is not valid, a text that is too short.
+        ValueError: unknown task, a line that is not valid, one id twice, an empty text.
         FileNotFoundError: a file that does not exist.
     """
+    from calibit.evaluation.job import collect_items
     from calibit.tasks import limit, read
 
     tasks = [read(spec) for spec in job.tasks]
@@ -25,8 +26,11 @@ def read_inputs(job: Job) -> tuple[list[Any], list[str], Text | None]:
         task.items if job.limit is None else limit(task.items, job.limit, seed=job.seed)
         for task in tasks
     ]
-    items = [item for sample in samples for item in sample]
-    return items, [note for task in tasks for note in task.notes], _text(job)
+    items = collect_items([item for sample in samples for item in sample], limit=None, seed=0)
+    text = _text(job)
+    if not items and text is None:
+        raise ValueError("[audit] expected tasks with items, or a text, got neither")
+    return items, [note for task in tasks for note in task.notes], text
 
 
 def _text(job: Job) -> Text | None:

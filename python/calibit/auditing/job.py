@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = "calibit.job/1"
-JOB_FILE, LOCK_FILE = "job.json", "lock"
+JOB_FILE, LOCK_FILE, RUNS = "job.json", "lock", "runs"
 
 SCHEMES = ("nf4", "gptq-int4-g128")
 TASKS = ("probe",)
@@ -45,6 +45,7 @@ class Job:
         limit: items per task; None takes all.
         text_window, text_tokens: window length and number of scored tokens of the text.
         calibration: text the solver calibrates on: `pydoc` or a file.
+        calibration_tokens: how much of it; None takes the default of `quantize_model`.
         rigor: how many controls run.
         speed: how long tokens per second are measured: `none`, `quick` or `full`.
         dtype: dtype the baseline is loaded in; `auto` keeps the stored one.
@@ -67,6 +68,7 @@ class Job:
     text_window: int = TEXT_WINDOW
     text_tokens: int = TEXT_TOKENS
     calibration: str = TEXT
+    calibration_tokens: int | None = None
     rigor: str = RIGOR[0]
     speed: str = SPEEDS[1]
     dtype: str = "auto"
@@ -97,6 +99,11 @@ def local(source: str | Path) -> str:
     text)."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else str(source)
+
+
+def several(values: Any) -> tuple[Any, ...]:
+    """One value (a string or a path) or a sequence of them, as a tuple."""
+    return (values,) if isinstance(values, (str, Path)) else tuple(values)
 
 
 def batch_options(job: Job) -> dict[str, Any]:
@@ -134,6 +141,9 @@ def fingerprint(path: Path) -> str:
 def claim(folder: Path, job: Job) -> Iterator[None]:
     """Own a folder for a job while the block runs: new, empty, or one that holds the same job.
 
+    The job is on record as long as something was measured for it: a job of which nothing was
+    measured leaves nothing behind, and gives way to another one.
+
     Raises:
         ValueError: the folder holds another job (the message names what differs) or something else.
         RuntimeError: another process is writing it.
@@ -142,20 +152,47 @@ def claim(folder: Path, job: Job) -> Iterator[None]:
         raise ValueError(
             f"[audit] expected a folder for the output, got the file {folder}; choose another -o"
         )
-    wanted = job.to_dict()
-    record = folder / JOB_FILE
-    if record.is_file():
-        _check_same(folder, json.loads(record.read_text(encoding="utf-8")), wanted)
-    elif folder.exists() and any(file.name != LOCK_FILE for file in folder.iterdir()):
+    wanted, fresh = job.to_dict(), not folder.exists()
+    if not fresh and _foreign(folder):
         raise ValueError(
             f"[audit] expected a new or empty output folder, got {folder}, which holds other "
             "files; nothing is overwritten: choose another -o"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        if not record.is_file():
-            write_json(record, wanted)
+    try:
+        with _locked(folder), _recorded(folder, wanted):
+            yield
+    finally:
+        if fresh and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
+def _recorded(folder: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
+    """Keep a job on record, unless nothing is there to keep when the block ends."""
+    record = folder / JOB_FILE
+    if _begun(folder):
+        _check_same(folder, json.loads(record.read_text(encoding="utf-8")), wanted)
+    else:
+        write_json(record, wanted)
+    try:
         yield
+    finally:
+        if not (folder / RUNS).exists():
+            record.unlink()
+
+
+def _begun(folder: Path) -> bool:
+    """Whether the folder holds anything that took work to measure."""
+    from calibit.evaluation.folder import holds_work
+
+    return any(holds_work(run) for run in (folder / RUNS).glob("*"))
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether the folder holds files, none of which is an audit's record."""
+    names = {file.name for file in folder.iterdir()} - {LOCK_FILE}
+    return bool(names) and JOB_FILE not in names
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

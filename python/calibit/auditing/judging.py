@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def judge_audit(
 
     Args:
         audit: the audit.
-        scheme: one candidate; all where omitted.
+        scheme: one candidate, in any spelling of its scheme; all where omitted.
         policy: judge the recorded runs again under this policy; the recorded verdicts where
             omitted.
 
@@ -65,10 +66,7 @@ def judge_audit(
     """
     from calibit.auditing.assembly import policy_of
 
-    if scheme is not None and scheme not in audit.candidates:
-        known = ", ".join(audit.candidates)
-        raise ValueError(f"[gate] expected a candidate of the audit ({known}), got {scheme!r}")
-    names = [scheme] if scheme is not None else list(audit.candidates)
+    names = [_candidate(audit, scheme)] if scheme is not None else list(audit.candidates)
     failed = {name: audit.failed[name] for name in names if name in audit.failed}
     measured = [name for name in names if name not in failed]
     if policy is None:
@@ -76,3 +74,17 @@ def judge_audit(
     chosen = policy_of(policy)
     again = {name: audit.comparison(name).verdict(chosen).to_dict() for name in measured}
     return Judged(again, failed)
+
+
+def _candidate(audit: Audit, name: str) -> str:
+    """The candidate that is called so, or whose scheme, plan file or checkpoint this is."""
+    from calibit.auditing.models import model_name, scheme_name
+
+    names = [name, model_name(name)]
+    with suppress(ValueError, OSError):  # no scheme, perhaps a checkpoint
+        names.append(scheme_name(name))
+    found = [one for one in names if one in audit.candidates]
+    if not found:
+        known = ", ".join(audit.candidates)
+        raise ValueError(f"[gate] expected a candidate of the audit ({known}), got {name!r}")
+    return found[0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from calibit import loading
 from calibit.auditing.job import Job
 
 SOURCE_FILE = "calibit_source.json"
@@ -59,7 +59,15 @@ class Entry:
         """Models of one kind take similar time: baseline, checkpoint, gptq or nearest."""
         if self.scheme is None:
             return BASELINE if self.is_baseline else "checkpoint"
-        return "gptq" if "gptq" in self.scheme or self.scheme.endswith(".json") else "nearest"
+        return "gptq" if self.uses_gptq else "nearest"
+
+    @property
+    def uses_gptq(self) -> bool:
+        """Whether its scheme, or one of its plan, is solved on calibration text."""
+        from calibit.quantization import plans
+
+        found = () if self.scheme is None else plans.load(self.scheme).schemes
+        return any(scheme.solver == "gptq" for scheme in found)
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,9 @@ def entries(job: Job) -> list[Entry]:
         ValueError: unknown scheme, nothing to compare, or one thing named twice.
         FileNotFoundError: a plan file that does not exist.
     """
-    from calibit.quantization import plans
-
     found = [Entry(BASELINE, BASELINE)]
     for text in job.schemes:
-        name = Path(text).stem if text.endswith(".json") else plans.load(text).text
-        plans.load(text)
+        name = scheme_name(text)
         found.append(Entry(name, _folder_name(name), scheme=text))
     for source in job.candidates:
         found.append(Entry(model_name(source), _folder_name(model_name(source)), source=source))
@@ -105,6 +110,19 @@ def entries(job: Job) -> list[Entry]:
             "once: leave the repetition out, or rename the folder"
         )
     return found
+
+
+def scheme_name(text: str) -> str:
+    """What an audit calls a scheme: its canonical string, or the name of the plan file.
+
+    Raises:
+        ValueError: unknown scheme, or a file that is no plan.
+        FileNotFoundError: a plan file that does not exist.
+    """
+    from calibit.quantization import plans
+
+    plan = plans.load(text)
+    return Path(text).stem if text.endswith(".json") else plan.text
 
 
 def model_name(source: str) -> str:
@@ -138,6 +156,7 @@ def load(entry: Entry, job: Job, progress: Callable[[int, int, str], None]) -> L
         loaded.model,
         entry.scheme,
         calibration=job.calibration,
+        calibration_tokens=job.calibration_tokens,
         tokenizer=loaded.tokenizer,
         progress=progress,
     )
@@ -164,16 +183,13 @@ def open_model(
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: nothing that transformers can load.
+        ValueError: nothing that transformers can load, or a damaged file.
     """
     import torch
-    from transformers import AutoTokenizer
 
-    check_exists(source, "a model")
-    vocabulary = other_tokenizer if _lacks_tokenizer(source) and other_tokenizer else source
+    vocabulary = other_tokenizer if loading.lacks_tokenizer(source) and other_tokenizer else source
+    tokenizer = loading.read_tokenizer(vocabulary, trust_remote_code=trust_remote_code)
     model = _read(source, dtype, trust_remote_code)
-    with _loading(vocabulary):
-        tokenizer = AutoTokenizer.from_pretrained(vocabulary, trust_remote_code=trust_remote_code)
     if model.device != torch.device(device):
         model = model.to(device)
     section = model.config.to_dict().get("quantization_config") or {}
@@ -192,11 +208,9 @@ def settle_tokenizer(loaded: Loaded, job: Job, texts: Iterable[str]) -> Loaded:
     such files differ although no token does. Where a token differs the checkpoint keeps its own,
     and the comparison refuses it.
     """
-    from transformers import AutoTokenizer
-
     from calibit.evaluation.identity import tokenizer_hash
 
-    base = AutoTokenizer.from_pretrained(job.model, trust_remote_code=job.trust_remote_code)
+    base = loading.read_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     if tokenizer_hash(base) == tokenizer_hash(loaded.tokenizer):
         return loaded
     rows = list(dict.fromkeys(texts))
@@ -248,58 +262,20 @@ def lineage(
     return [f"{doubt}: its changes are not those of precision alone." for doubt in doubts]
 
 
-def check_exists(source: str, what: str) -> None:
-    """Refuse a path that does not exist; `name` and `owner/name` may be on the hub.
-
-    Raises:
-        FileNotFoundError: for such a path.
-    """
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_local and not Path(source).expanduser().exists():
-        raise FileNotFoundError(
-            f"[model] expected a folder or a hub name for {what}, got {source!r}, which does not "
-            "exist"
-        )
-
-
 def _read(source: str, dtype: str, trust_remote_code: bool) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
     from calibit.io import native
 
-    if native.is_checkpoint(source):
+    place = loading.locate(source)
+    if native.is_checkpoint(place):
         chosen = None if dtype == "auto" else getattr(torch, dtype)
-        return native.load(source, dtype=chosen, trust_remote_code=trust_remote_code)
-    with _loading(source):
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-
-
-@contextmanager
-def _loading(source: str) -> Iterator[None]:
-    """Name the source in what transformers says about it."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"[model] expected a model with a tokenizer that transformers can load, got "
-            f"{source!r}: {lines[0]}"
-        ) from error
-
-
-def _lacks_tokenizer(source: str) -> bool:
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    folder = Path(source)
-    return folder.is_dir() and not any((folder / name).is_file() for name in names)
+        return native.load(place, dtype=chosen, trust_remote_code=trust_remote_code)
+    return loading.read_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _config(source: str, job: Job) -> Mapping[str, Any]:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, trust_remote_code=job.trust_remote_code)
+    config = loading.read_config(source, trust_remote_code=job.trust_remote_code)
     return config.get_text_config().to_dict()
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from calibit.auditing import checking, models
 from calibit.auditing import job as jobs
-from calibit.auditing import models
 from calibit.auditing.inputs import read_inputs
 from calibit.auditing.job import Job
 from calibit.reporting.progress import JobProgress, Stage
@@ -88,7 +88,9 @@ def evaluate_model(
     """
     from calibit.evaluation import evaluate
 
+    checking.check_settings(job)
     items, notes, text = read_inputs(job)
+    checking.check_texts(job, text)
     folder = out if out is not None else Path(f"run-{models.model_name(job.model)}")
     bar = JobProgress(
         [Stage("load", "loading"), Stage("evaluate", "scoring items and text")],

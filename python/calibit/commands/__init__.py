@@ -12,12 +12,11 @@ import typer
 from calibit.auditing import job as jobs
 from calibit.commands import options as given
 from calibit.commands.options import (
-    DONE,
-    FAILED,
     JUDGE,
     OUTPUT,
     QUANTIZE,
     VERDICT_CODES,
+    Code,
     option,
 )
 from calibit.commands.output import command_line, finish, prepare, progress_to
@@ -43,6 +42,7 @@ def audit(
         ),
     ] = None,
     calib: given.Calibration = jobs.TEXT,
+    calib_tokens: given.CalibrationTokens = None,
     tasks: given.Tasks = list(jobs.TASKS),  # noqa: B006
     limit: given.Limit = str(jobs.QUICK_LIMIT),
     text: given.Text = jobs.TEXT,
@@ -82,7 +82,7 @@ def audit(
     as_json: given.Json = False,
     quiet: given.Quiet = False,
     traceback: given.Traceback = False,
-) -> int:
+) -> Code:
     """Is a quantized model safe to ship? Measure it against the original, and judge.
 
     Quantizes or loads each candidate, evaluates it on the same items as the original, compares
@@ -110,6 +110,7 @@ def audit(
         text_window=text_window,
         text_tokens=text_tokens,
         calibration=jobs.local(calib),
+        calibration_tokens=calib_tokens,
         rigor=rigor,
         speed=speed,
         dtype=dtype,
@@ -124,13 +125,13 @@ def audit(
         trust_remote_code=trust_remote_code,
         store_docs=log_samples,
     )
-    prepare(threads)
+    prepare(threads, job.model, *job.candidates, quiet=quiet)
     found = run_job(job, out, progress=progress_to(quiet), command=command_line())
     report = found.path / "report.html"
     finish(found.to_dict(), report, what="Report", as_json=as_json, show=found.table)
     if found.failed:
         return _incomplete(found.failed)
-    return VERDICT_CODES[found.verdict] if gate_ and found.verdict else DONE
+    return VERDICT_CODES[found.verdict] if gate_ and found.verdict else Code.DONE
 
 
 def quantize(
@@ -140,6 +141,7 @@ def quantize(
         Path, option("Folder to create; an existing one is refused.", OUTPUT, "--output_path", "-o")
     ],
     calib: given.Calibration = jobs.TEXT,
+    calib_tokens: given.CalibrationTokens = None,
     skip: Annotated[
         list[str] | None,
         option(
@@ -153,7 +155,7 @@ def quantize(
     as_json: given.Json = False,
     quiet: given.Quiet = False,
     traceback: given.Traceback = False,
-) -> int:
+) -> Code:
     """Write a quantized checkpoint; it loads again bit for bit.
 
     Examples:
@@ -165,7 +167,7 @@ def quantize(
     from calibit.quantization import quantize_checkpoint
     from calibit.reporting.progress import JobProgress, Stage
 
-    prepare(threads)
+    prepare(threads, model, quiet=quiet)
     bar = JobProgress(
         [Stage("quantize", "quantizing")], {"quantize": 1.0}, stream=progress_to(quiet)
     )
@@ -176,14 +178,16 @@ def quantize(
             scheme,
             out,
             calibration=calib,
+            calibration_tokens=calib_tokens,
             skip=given.words(skip),
             progress=lambda done, total, _: bar.advance(done, total),
             trust_remote_code=trust_remote_code,
         )
     finally:
         bar.close()
-    finish(report.to_dict(), out, what="Checkpoint", as_json=as_json, show=lambda: str(report))
-    return DONE
+    lines = [str(report), *(f"Note: {note}." for note in report.notes)]
+    finish(report.to_dict(), out, what="Checkpoint", as_json=as_json, show=lambda: "\n".join(lines))
+    return Code.DONE
 
 
 def evaluate(
@@ -218,7 +222,7 @@ def evaluate(
     as_json: given.Json = False,
     quiet: given.Quiet = False,
     traceback: given.Traceback = False,
-) -> int:
+) -> Code:
     """Evaluate one model, quantized or not: a run on disk, resumable, to be compared with others.
 
     Examples:
@@ -248,10 +252,10 @@ def evaluate(
         trust_remote_code=trust_remote_code,
         store_docs=log_samples,
     )
-    prepare(threads)
+    prepare(threads, job.model, quiet=quiet)
     found = evaluate_model(job, out, progress=progress_to(quiet), command=command_line())
     finish(found.to_dict(), found.path, what="Run", as_json=as_json, show=found.table)
-    return DONE
+    return Code.DONE
 
 
 def compare(
@@ -278,7 +282,7 @@ def compare(
     ] = None,
     as_json: given.Json = False,
     traceback: given.Traceback = False,
-) -> int:
+) -> Code:
     """Compare two runs of the same items, item by item, and judge.
 
     Examples:
@@ -303,7 +307,7 @@ def compare(
     )
     place = None if out is None else out / "report.html"
     finish(found.to_dict(), place, what="Report", as_json=as_json, show=found.table)
-    return DONE
+    return Code.DONE
 
 
 def gate(
@@ -317,7 +321,7 @@ def gate(
     policy: given.PolicyFile = None,
     as_json: given.Json = False,
     traceback: given.Traceback = False,
-) -> int:
+) -> Code:
     """Answer with the exit code: 0 ship, 1 hold, 2 inconclusive; 3 where a candidate failed.
 
     Without --policy the verdicts of the audit count; with it the recorded runs are judged again.
@@ -337,7 +341,7 @@ def gate(
     return _incomplete(found.failed) if found.failed else VERDICT_CODES[found.worst]
 
 
-def doctor(as_json: given.Json = False, traceback: given.Traceback = False) -> int:
+def doctor(as_json: given.Json = False, traceback: given.Traceback = False) -> Code:
     """Say what was built, which kernels run here, what is missing and how to get it.
 
     Examples:
@@ -351,10 +355,10 @@ def doctor(as_json: given.Json = False, traceback: given.Traceback = False) -> i
     facts = diagnose()
     folder = Path(facts["calibit"]["folder"])
     finish(facts, folder, what="Installed", as_json=as_json, show=lambda: render(facts))
-    return DONE
+    return Code.DONE
 
 
-COMMANDS: dict[str, Callable[..., int]] = {
+COMMANDS: dict[str, Callable[..., Code]] = {
     "audit": audit,
     "quantize": quantize,
     "eval": evaluate,
@@ -372,7 +376,7 @@ def _schemes(schemes: Sequence[str] | None, candidates: Sequence[str] | None) ->
     return tuple(jobs.local(one) if one.endswith(".json") else one for one in named)
 
 
-def _incomplete(failed: Iterable[str]) -> int:
+def _incomplete(failed: Iterable[str]) -> Code:
     """No verdict on the whole where a candidate could not be measured."""
     print(f"calibit: not measured: {', '.join(failed)}", file=sys.stderr)
-    return FAILED
+    return Code.FAILED

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-DONE, FAILED = 0, 3
-VERDICT_CODES = {"ship": 0, "hold": 1, "inconclusive": 2}
+
+class Code(IntEnum):
+    """Exit codes; what is no Code, such as the library's own 1 and 2, is no answer of ours."""
+
+    DONE = 0
+    HOLD = 1
+    INCONCLUSIVE = 2
+    FAILED = 3
+
+
+VERDICT_CODES = {"ship": Code.DONE, "hold": Code.HOLD, "inconclusive": Code.INCONCLUSIVE}
 
 SMALLEST_BATCH = 64
 """Tokens; whoever asks for less means items."""
@@ -113,6 +123,11 @@ Calibration = Annotated[
     str, option("Text that GPTQ calibrates on: pydoc or a file.", QUANTIZE, "--calib")
 ]
 
+CalibrationTokens = Annotated[
+    int | None,
+    option("Tokens of that text.", QUANTIZE, "--calib_tokens", min=1, show_default="8192"),
+]
+
 Rule = Annotated[str, option("Scoring rule: sum, token, char, byte, pmi.", JUDGE, "--rule")]
 Level = Annotated[float, option("Level of the intervals.", JUDGE, "--level", min=0.5, max=0.999)]
 Resamples = Annotated[int, option("Bootstrap resamples.", JUDGE, "--resamples", min=100)]
@@ -140,7 +155,7 @@ Threads = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    option("Tokens (not items) per forward pass.", MACHINE, "--batch_size", show_default="1024"),
+    option("Tokens (not items) per forward pass.", MACHINE, "--batch_size", show_default="2048"),
 ]
 TrustRemoteCode = Annotated[
     bool, option("Let models bring code of their own.", MACHINE, "--trust_remote_code")

@@ -63,15 +63,23 @@ def command_line() -> str:
     return shlex.join(["calibit", *sys.argv[1:]])
 
 
-def prepare(threads: int | None) -> None:
-    """Silence what breaks the progress bar or is said in the result anyway; set the threads."""
+def prepare(threads: int | None, *models: str, quiet: bool = False) -> None:
+    """Silence what breaks the progress bar or is said in the result anyway; set the threads; say
+    which models are looked for on the hub."""
+    import logging as standard
     import warnings
 
     import torch
     from transformers.utils import logging
 
+    from calibit.loading import is_hub_name
+
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    standard.getLogger("huggingface_hub").setLevel(standard.ERROR)
     warnings.filterwarnings("ignore", message=r"\[calibration\]")
     if threads is not None:
         torch.set_num_threads(threads)
+    for model in () if quiet else models:
+        if not Path(model).expanduser().exists() and is_hub_name(model):
+            print(f"no such folder; trying the hub as {model!r}", file=sys.stderr, flush=True)

@@ -197,11 +197,9 @@ def _unscorable(continuations: list[list[int]], max_length: int) -> str | None:
     return None
 
 
-def context_length(model: Any, tokenizer: Any) -> int:
-    """Positions the model can take: from its configuration, else from the tokenizer, else 2,048."""
-    config = (
-        model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    )
+def context_length(config: Any, tokenizer: Any) -> int:
+    """Positions a model can take: from its configuration, else from the tokenizer, else 2,048."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = (
         "max_position_embeddings",
         "n_positions",

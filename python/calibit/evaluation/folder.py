@@ -128,8 +128,16 @@ class RunFolder:
         return self.path / "tokens" / f"{shard:04d}.npz"
 
 
+def holds_work(folder: Path) -> bool:
+    """Whether a run's folder holds anything that took work: the manifest, a batch, a shard."""
+    if (folder / MANIFEST).is_file() or any(folder.glob("tokens/*.npz")):
+        return True
+    part = folder / PART
+    return part.is_file() and part.stat().st_size > 0
+
+
 def _stored_meta(folder: Path, job: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
-    """run.json of the same job, or None for a folder that holds nothing yet."""
+    """run.json of the same job, or None for a folder that holds nothing worth keeping yet."""
     if not (folder / META).is_file():
         foreign = [
             file.name for file in folder.iterdir() if file.name != _LOCK and file.suffix != ".tmp"
@@ -148,6 +156,8 @@ def _stored_meta(folder: Path, job: Mapping[str, Any], *, resume: bool) -> dict[
         )
     for key, wanted in json.loads(json.dumps(job)).items():
         if meta.get(key) != wanted:
+            if not holds_work(folder):  # another job failed here before its first batch
+                return None
             name, stored, own = _first_difference(key, meta.get(key), wanted)
             raise ValueError(
                 f"[evaluate] expected the same job as the run in {folder}, which has {name} "

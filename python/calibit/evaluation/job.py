@@ -68,7 +68,7 @@ class Job:
         options: Options,
     ) -> Job:
         """Encode items and texts, plan the shards, hash what identifies the job."""
-        length = options.max_length or context_length(model, tokenizer)
+        length = options.max_length or context_length(model.config, tokenizer)
         encoder = Encoder(tokenizer, bos=options.bos)
         pairs = [(item.context, tuple(item.delimiter + c for c in item.choices)) for item in items]
         sets = list(dict.fromkeys(choices for _, choices in pairs)) if options.unconditional else []

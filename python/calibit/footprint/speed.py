@@ -155,9 +155,9 @@ def kernels_of(model: nn.Module) -> str:
 
     if not any(isinstance(module, QuantizedLinear) for module in model.modules()):
         return "torch"
-    from calibit import _C
+    from calibit.registry import active_kernels
 
-    return next(str(table["name"]) for table in _C.kernels() if table["active"])
+    return active_kernels()
 
 
 def versions() -> dict[str, str]:
@@ -191,7 +191,7 @@ def _prompt(model: Any, prompt_tokens: int, generated_tokens: int) -> tuple[torc
     """(ids `[1, prompt]`, generated tokens), shortened to the model's context in proportion."""
     from calibit.evaluation.encoding import context_length
 
-    room = context_length(model, None)
+    room = context_length(model.config, None)
     if prompt_tokens + generated_tokens > room:
         generated_tokens = max(2, room * generated_tokens // (prompt_tokens + generated_tokens))
         prompt_tokens = max(1, room - generated_tokens)

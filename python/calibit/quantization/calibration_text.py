@@ -60,6 +60,29 @@ class Calibration:
         }
 
 
+def for_model(
+    source: Source, tokenizer: Any | None, config: Any, *, tokens: int | None = None
+) -> Calibration:
+    """Calibration sequences of a length that a model can take.
+
+    Args:
+        source, tokenizer: as for `load`.
+        config: the model's configuration, or None; no sequence of text is longer than its
+            `max_position_embeddings`.
+        tokens: how many tokens of text, in segments of up to `LENGTH`, the last of which may go
+            beyond it; None takes `SEGMENTS` segments.
+
+    Raises:
+        ValueError: fewer than one token, and as `load`.
+    """
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"[calibration] expected at least one token, got {tokens}")
+    context = getattr(config, "max_position_embeddings", None) or LENGTH
+    length = min(LENGTH, context, tokens or LENGTH)
+    segments = SEGMENTS if tokens is None else -(-tokens // length)
+    return load(source, tokenizer, segments=segments, length=length)
+
+
 def load(
     source: Source,
     tokenizer: Any | None = None,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from calibit import loading, registry
 from calibit.io import native, shards
 from calibit.quantization import calibration_text, plans
 from calibit.quantization.model import Progress, quantize_model
@@ -20,7 +21,8 @@ def quantize_checkpoint(
     out: str | Path,
     *,
     calibration: calibration_text.Source | None = None,
-    skip: Sequence[str] = (),
+    calibration_tokens: int | None = None,
+    skip: str | Sequence[str] = (),
     progress: Progress | None = None,
     trust_remote_code: bool = False,
 ) -> Report:
@@ -31,7 +33,8 @@ def quantize_checkpoint(
         scheme: a scheme, or a plan as a mapping or a JSON file.
         out: the folder to create.
         calibration: as in `quantize_model`; GPTQ without it takes the built-in text.
-        skip: patterns of layers to keep in floating point.
+        calibration_tokens: as in `quantize_model`.
+        skip: pattern, or patterns, of layers to keep in floating point.
         progress: called after each layer.
         trust_remote_code: let the model bring code of its own.
 
@@ -48,38 +51,27 @@ def quantize_checkpoint(
     plan = plans.load(scheme)
     if all(rule.is_float for rule in plan.schemes):
         raise ValueError(f"[quantize] expected a scheme that quantizes, got {plan.text!r}")
-    model, tokenizer = _load(model_path, trust_remote_code)
-    report = quantize_model(
-        model,
-        plan,
-        calibration=texts.PYDOC if calibration is None else calibration,
-        tokenizer=tokenizer,
-        skip=skip,
-        progress=progress,
-    )
-    native.save(model, out, tokenizer=tokenizer)
-    return report
-
-
-def _load(model_path: str | Path, trust_remote_code: bool) -> tuple[Any, Any]:
-    """A float model and its tokenizer (None when it has none)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    local = Path(model_path)
-    looks_local = isinstance(model_path, Path) or str(model_path).count("/") != 1
-    if not local.exists() and looks_local and (len(local.parts) > 1):
-        raise FileNotFoundError(
-            "[quantize] expected a model folder or a name on the hub, got "
-            f"{str(model_path)!r} which does not exist"
-        )
-    if native.is_checkpoint(local):
+    registry.active_kernels()  # refuses a forced table that cannot run
+    place = loading.locate(model_path)
+    if native.is_checkpoint(place):
         raise ValueError(
             f"[quantize] expected a float model, got {str(model_path)!r} which is quantized"
         )
-    options = {"trust_remote_code": trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto", **options)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path, **options)
-    except (OSError, ValueError):  # a folder without tokenizer files
-        tokenizer = None
-    return model, tokenizer
+    tokenizer = None
+    if not loading.lacks_tokenizer(place):
+        tokenizer = loading.read_tokenizer(model_path, trust_remote_code=trust_remote_code)
+    source = texts.PYDOC if calibration is None else calibration
+    if any(one.solver == "gptq" for one in plan.schemes):  # before the weights, which take longer
+        if tokenizer is None and isinstance(source, str | Path):
+            tokenizer = loading.read_tokenizer(model_path)  # says what is missing
+        config = loading.read_config(model_path, trust_remote_code=trust_remote_code)
+        source = calibration_text.for_model(source, tokenizer, config, tokens=calibration_tokens)
+    model = loading.read_model(model_path, trust_remote_code=trust_remote_code)
+    report = quantize_model(
+        model, plan, calibration=source, tokenizer=tokenizer, skip=skip, progress=progress
+    )
+    native.save(model, out, tokenizer=tokenizer)
+    if tokenizer is not None:
+        return report
+    note = f"{str(model_path)!r} holds no tokenizer, so none was written"
+    return replace(report, notes=(*report.notes, note))

@@ -49,8 +49,9 @@ def quantize_model(
     scheme: str | Path | Scheme | Mapping[str, str | Scheme] | plans.Plan,
     *,
     calibration: calibration_text.Source | None = None,
+    calibration_tokens: int | None = None,
     tokenizer: Any | None = None,
-    skip: Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Quantize the linear layers of a causal language model in place.
@@ -66,8 +67,10 @@ def quantize_model(
         scheme: a scheme, or a plan `{pattern: scheme or "keep"}` as a mapping or a JSON file (see
             `plans`).
         calibration: for GPTQ: `"pydoc"`, a text file, texts, token ids or a `Calibration`.
+        calibration_tokens: how many tokens of a calibration text are used; None takes 8,192 in
+            segments of 512 (shorter where the model's context is).
         tokenizer: the model's tokenizer, for calibration text.
-        skip: patterns of layers to keep in floating point.
+        skip: pattern, or patterns, of layers to keep in floating point.
         progress: called after each layer.
 
     Returns:
@@ -75,7 +78,8 @@ def quantize_model(
 
     Raises:
         ValueError: unknown scheme, a pattern that matches no layer, weights with NaN or Inf or on
-            the meta device, a model that is quantized already. The model is unchanged.
+            the meta device, a single layer, a model that is quantized already. The model is
+            unchanged.
         TypeError: GPTQ without calibration text or tokenizer. The model is unchanged.
     """
     started = perf_counter()
@@ -85,7 +89,7 @@ def quantize_model(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     survey_ = survey(model, plan, skip=skip)
     _rehearse(survey_.jobs)
-    data = _calibration(survey_.jobs, calibration, tokenizer, model)
+    data = _calibration(survey_.jobs, calibration, calibration_tokens, tokenizer, model)
     if len(plan.schemes) == 1 and plan.schemes[0].is_float:
         structure.cast_(model, getattr(torch, schemes.FLOATS[plan.schemes[0].format]))
     rows, notes = _run_(model, survey_.jobs, data, progress)
@@ -105,12 +109,13 @@ def quantize_model(
     )
 
 
-def survey(model: nn.Module, plan: plans.Plan, *, skip: Sequence[str] = ()) -> Survey:
+def survey(model: nn.Module, plan: plans.Plan, *, skip: str | Sequence[str] = ()) -> Survey:
     """Which layers a plan quantizes and which large weights stay, without touching the model.
 
     Raises:
         ValueError: a pattern of the plan or of `skip` matches no layer.
     """
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
     layers = structure.linear_layers(model)
     head = structure.head_name(model)
     tied = structure.tied_to_embedding(model)
@@ -185,7 +190,13 @@ def _run_(
 
 
 def _check_weights(model: nn.Module) -> None:
-    """Refuse a model that is quantized already, is not in memory, or holds NaN or Inf."""
+    """Refuse a single layer, and a model that is quantized already, is not in memory, or holds NaN
+    or Inf."""
+    if "" in structure.linear_layers(model):
+        raise ValueError(
+            f"[quantize_model] expected a model with linear layers inside, got a "
+            f"{type(model).__name__}: for one layer use QuantizedLinear.from_linear"
+        )
     quantized = sum(isinstance(module, QuantizedLinear) for module in model.modules())
     if quantized:
         raise ValueError(
@@ -218,6 +229,7 @@ def _rehearse(jobs: Sequence[gptq.Job]) -> None:
 def _calibration(
     jobs: Sequence[gptq.Job],
     source: calibration_text.Source | None,
+    tokens: int | None,
     tokenizer: Any | None,
     model: nn.Module,
 ) -> calibration_text.Calibration | None:
@@ -230,9 +242,8 @@ def _calibration(
             f"[quantize_model] expected calibration= for {solved[0]}, got none: give texts, the "
             f"path of a text file, or {texts.PYDOC!r} for the built-in one"
         )
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    length = min(calibration_text.LENGTH, context or calibration_text.LENGTH)
-    return calibration_text.load(source, tokenizer, length=length)
+    config = getattr(model, "config", None)
+    return calibration_text.for_model(source, tokenizer, config, tokens=tokens)
 
 
 def _untie_(model: nn.Module, jobs: Sequence[gptq.Job]) -> None:
