@@ -83,6 +83,17 @@ class Run:
         texts = {text["name"]: _read_tokens(folder, text) for text in meta["text"]}
         return cls(meta, folder, tuple(_read_lines(folder / ITEMS)), docs, texts)
 
+    @classmethod
+    def of(
+        cls,
+        meta: Mapping[str, Any],
+        items: Iterable[dict[str, Any]],
+        docs: Iterable[dict[str, Any]] | None = None,
+    ) -> Run:
+        """A run in memory from its parts: `meta` as in run.json, lines as in items.jsonl and
+        docs.jsonl."""
+        return cls(meta, None, tuple(items), None if docs is None else tuple(docs))
+
     def detached(self) -> Run:
         """The same run without its folder."""
         return replace(self, path=None)

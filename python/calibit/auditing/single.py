@@ -151,7 +151,7 @@ def compare_runs(
     """Compare two recorded runs, judge, and write comparison.json and report.html where asked to.
 
     Args:
-        reference, candidate: folders of the runs.
+        reference, candidate: folders of the runs, or outputs of lm-evaluation-harness.
         out: folder to write to, new or empty; None writes nothing.
         rule, level, resamples, seed, allow_partial: as in `calibit.compare`.
         policy: YAML file with margins; the default policy where omitted.
@@ -162,9 +162,9 @@ def compare_runs(
     """
     from calibit.auditing.assembly import policy_of
     from calibit.comparison import compare
+    from calibit.comparison.pairing import as_run
     from calibit.reporting.document import of_comparison
     from calibit.reporting.html import write_report
-    from calibit.runs import Run
 
     chosen = policy_of(policy)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -172,7 +172,7 @@ def compare_runs(
             f"[compare] expected a new or empty folder, got {out}; nothing is overwritten: choose "
             "another -o"
         )
-    runs = [Run.load(reference), Run.load(candidate)]
+    runs = [as_run(reference), as_run(candidate)]
     comparison = compare(
         *runs,
         rule=rule,

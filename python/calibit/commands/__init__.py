@@ -259,8 +259,8 @@ def evaluate(
 
 
 def compare(
-    reference: Annotated[Path, typer.Argument(help="Folder of the reference's run.", metavar="A")],
-    candidate: Annotated[Path, typer.Argument(help="Folder of the candidate's run.", metavar="B")],
+    reference: Annotated[Path, typer.Argument(help=f"The reference's {given.RUN}.", metavar="A")],
+    candidate: Annotated[Path, typer.Argument(help=f"The candidate's {given.RUN}.", metavar="B")],
     rule: given.Rule = "sum",
     level: given.Level = 0.95,
     resamples: given.Resamples = 9999,
@@ -290,6 +290,8 @@ def compare(
     - `calibit compare runs/base runs/nf4`
 
     - `calibit compare audit-model/runs/baseline audit-model/runs/nf4 -o compared`
+
+    - `calibit compare lm-eval-output/base lm-eval-output/nf4`
     """
     from calibit.auditing.single import compare_runs
 

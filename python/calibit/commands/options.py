@@ -24,6 +24,8 @@ VERDICT_CODES = {"ship": Code.DONE, "hold": Code.HOLD, "inconclusive": Code.INCO
 SMALLEST_BATCH = 64
 """Tokens; whoever asks for less means items."""
 
+RUN = "run, or its output folder of lm-evaluation-harness (--log_samples)"
+
 MEASURE, QUANTIZE = "What to measure", "Quantization"
 JUDGE, MACHINE, OUTPUT = "Statistics and verdict", "Machine", "Output"
 """Groups of options in `--help`."""

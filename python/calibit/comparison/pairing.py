@@ -14,13 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from calibit.comparison.joining import Key, Side, join, prompts_of
 from calibit.measures.scores import Scores
 
 _SHOWN = 5
 _SAME_META = {"tokenizer_hash": "tokenizer", "bos": "BOS rule"}
 _SAME_ITEM = {"context_hash": "prompt", "choices_hash": "choices"}
-
-Key = tuple[str, str]
 
 
 class RunLike(Protocol):
@@ -61,50 +60,65 @@ class Paired:
 
 
 def as_run(run: RunLike | str | Path) -> RunLike:
-    """The run itself, or the one recorded in a folder."""
-    if isinstance(run, str | Path):
-        from calibit.runs import Run
+    """The run itself, the one recorded in a folder, or an output of lm-evaluation-harness."""
+    if not isinstance(run, str | Path):
+        return run
+    from calibit.io.lm_eval import is_output, read_lm_eval
+    from calibit.runs import META, Run
 
-        return Run.load(run)
-    return run
+    path = Path(run)
+    return read_lm_eval(path) if not (path / META).is_file() and is_output(path) else Run.load(path)
 
 
 def pair(a: RunLike, b: RunLike, *, rule: str, allow_partial: bool) -> Paired:
-    """Pair the items of two runs by (task, id).
+    """Pair the items of two runs by (task, id); imported runs as `joining` says.
 
     Args:
         a: reference run.
         b: candidate run.
         rule: scoring rule.
-        allow_partial: compare the common items instead of refusing where some are missing.
+        allow_partial: compare the common items instead of refusing where some are missing or were
+            asked in different words.
 
     Raises:
         ValueError: if tokenizer or BOS rule differ, items are missing, or prompts, choices or
-            labels
-            of an item differ; the message names the first items.
+            labels of an item differ; the message names the first items.
     """
-    _check_meta(a.meta, b.meta)
-    first, second = a.scores(rule), b.scores(rule)
-    common = _common_keys(first.keys, second.keys, allow_partial)
-    unpaired = (first.n - len(common), second.n - len(common))
-    first, second = _select(first, common), _select(second, common)
-    _refuse(
-        "number of choices",
-        _differing(common, [len(z) for z in first.z], [len(z) for z in second.z]),
-    )
-    _refuse("right answer", _differing(common, first.gold.tolist(), second.gold.tolist()))
-    lines_a, lines_b = _lines(a), _lines(b)
-    _check_lines(lines_a, lines_b, common)
-    warnings = []
+    warnings = _check_meta(a.meta, b.meta)
+    first, second = _side(a, rule), _side(b, rule)
+    second, how = join(first, second)
+    warnings += [how] if how else []
+    sides = first.scores, second.scores
+    keys = _common_keys(sides[0].keys, sides[1].keys, allow_partial)
+    common = _same_prompts(first, second, keys, allow_partial)
+    different = len(keys) - len(common)
+    if keys and not common:
+        raise ValueError("[compare] expected common items, got none asked in the same words")
+    unpaired = (sides[0].n - len(common), sides[1].n - len(common))
+    chosen = [_select(scores, common) for scores in sides]
+    _refuse("number of choices", _differing(common, *([len(z) for z in s.z] for s in chosen)))
+    _refuse("right answer", _differing(common, *(s.gold.tolist() for s in chosen)))
     if any(unpaired):
         warnings.append(
             f"only {len(common)} items are in both runs: {unpaired[0]} of a and {unpaired[1]} of b "
-            "were left out"
+            "were left out" + (f", {different} for different prompts" if different else "")
         )
-    return Paired(first, second, lines_a, lines_b, unpaired, tuple(warnings))
+    lines_a, lines_b = (list(side.lines.values()) for side in (first, second))
+    return Paired(chosen[0], chosen[1], lines_a, lines_b, unpaired, tuple(warnings))
 
 
-def _check_meta(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+def _side(run: RunLike, rule: str) -> Side:
+    read = getattr(run, "docs", None)
+    docs = (read() if read else None) or ()
+    return Side(run.scores(rule), _by_key(_lines(run)), _by_key(docs))
+
+
+def _by_key(lines: Iterable[Mapping[str, Any]]) -> dict[Key, Mapping[str, Any]]:
+    return {(str(line["task"]), str(line["id"])): line for line in lines}
+
+
+def _check_meta(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Refuse what makes log-likelihoods incomparable; warnings of what merely differs."""
     for key, words in _SAME_META.items():
         left, right = a.get(key), b.get(key)
         if left is not None and right is not None and left != right:
@@ -112,6 +126,24 @@ def _check_meta(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
                 f"[compare] expected the same {words} in both runs, got {left!r} and {right!r}; "
                 "their log-likelihoods are not comparable"
             )
+    first, second = (dict(meta.get("settings") or {}) for meta in (a, b))
+    token = "tokenizer_bos_token"
+    known = first.get(token), second.get(token)
+    if None not in known and known[0] != known[1] and a.get("bos") != "never":
+        raise ValueError(
+            f"[compare] expected the same BOS token in both runs, got {known[0]} and {known[1]}; "
+            "their log-likelihoods are not comparable"
+        )
+    warnings = [
+        f"{side}: {note}" for side, m in (("a", a), ("b", b)) for note in m.get("notes", ())
+    ]
+    if not (first and second):
+        return warnings
+    return warnings + [
+        f"the evaluations differ in {key}: {first.get(key)} and {second.get(key)}"
+        for key in {**first, **second}
+        if first.get(key) != second.get(key)
+    ]
 
 
 def _common_keys(a: Sequence[Key], b: Sequence[Key], allow_partial: bool) -> list[Key]:
@@ -141,17 +173,31 @@ def _lines(run: RunLike) -> list[Mapping[str, Any]]:
     return [line for line in read() if line.get("kind", "choice") == "choice"] if read else []
 
 
-def _check_lines(
-    a: Iterable[Mapping[str, Any]], b: Iterable[Mapping[str, Any]], common: Sequence[Key]
-) -> None:
-    by_key = [{(str(line["task"]), str(line["id"])): line for line in lines} for lines in (a, b)]
+def _same_prompts(a: Side, b: Side, common: Sequence[Key], allow_partial: bool) -> list[Key]:
+    """The items that were asked in the same words; others are refused or left out."""
+    kept = list(common)
     for name, words in _SAME_ITEM.items():
-        values = [[lines.get(key, {}).get(name) for key in common] for lines in by_key]
+        values = [[side.lines.get(key, {}).get(name) for key in kept] for side in (a, b)]
         known = [i for i, pair in enumerate(zip(*values, strict=True)) if None not in pair]
-        _refuse(
-            words,
-            _differing([common[i] for i in known], *([side[i] for i in known] for side in values)),
+        differing = _differing(
+            [kept[i] for i in known], *([side[i] for i in known] for side in values)
         )
+        kept = _without(kept, differing, words, allow_partial)
+    shown = [
+        key
+        for key in kept
+        if "prompts" in a.docs.get(key, ()) or "prompts" in b.docs.get(key, ())
+        if key in a.docs and key in b.docs
+    ]
+    texts = [[prompts_of(side.docs[key]) for key in shown] for side in (a, b)]
+    return _without(kept, _differing(shown, *texts), "prompt", allow_partial)
+
+
+def _without(kept: list[Key], differing: list[Key], words: str, allow_partial: bool) -> list[Key]:
+    if not allow_partial:
+        _refuse(words, differing)
+    gone = set(differing)
+    return [key for key in kept if key not in gone]
 
 
 def _differing(keys: Sequence[Key], a: Sequence[Any], b: Sequence[Any]) -> list[Key]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -31,6 +31,16 @@ def text_hash(value: Any) -> str:
     if not isinstance(value, str):
         value = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(value.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def context_hash(contexts: Sequence[str]) -> str:
+    """SHA-256 of an item's context, or of the contexts of its choices where they differ."""
+    return text_hash(contexts[0] if len(set(contexts)) == 1 else list(contexts))
+
+
+def choices_hash(delimiter: str, choices: Sequence[str]) -> str:
+    """SHA-256 of the delimiter and the choices of an item."""
+    return text_hash([delimiter, *choices])
 
 
 def items_hash(items: Iterable[Any]) -> str:

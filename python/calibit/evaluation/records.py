@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calibit.evaluation.encoding import EncodedChoices
-from calibit.evaluation.identity import items_hash, text_hash
+from calibit.evaluation.identity import choices_hash, context_hash, items_hash
 from calibit.evaluation.scoring import ChoiceScores
 from calibit.evaluation.text import Windows
 
@@ -82,8 +82,8 @@ def item_lines(
         line |= {
             "truncated": ids.truncated,
             "boundary_merge": ids.boundary_merge,
-            "context_hash": text_hash(item.context),
-            "choices_hash": text_hash([item.delimiter, *item.choices]),
+            "context_hash": context_hash([item.context]),
+            "choices_hash": choices_hash(item.delimiter, item.choices),
             "reason": reason,
         }
         yield line
