@@ -253,6 +253,8 @@ def test_strided_and_empty_input() -> None:
 
 
 WRONG = [
+    ("linear", 0, torch.tensor(1.0), r"\[linear\] expected x with 1 to 8 dimensions, got 0"),
+    ("linear", 0, torch.zeros((1,) * 9), r"\[linear\] expected x with 1 to 8 dimensions, got 9"),
     ("linear", 0, torch.randn(3, 71), r"\[linear\] expected x with a last dimension of 70, got 71"),
     ("linear", 0, torch.randint(0, 5, (3, 70)),
      r"\[linear\] expected x of dtype float32, bfloat16"),

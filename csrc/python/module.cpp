@@ -258,6 +258,11 @@ py::tuple confidence_np(const py::array& logits, const MaybeArray& labels, const
   return py::make_tuple(sums, argmax, top_values, top_indices);
 }
 
+std::int64_t packed_bytes_of(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group,
+                             std::int64_t scale_kind) {
+  return packed_bytes(make_spec("packed_bytes", n, k, bits, group, scale_kind, false));
+}
+
 py::list formats_list() {
   py::list list;
   for (const Format& f : kFormats) {
@@ -346,6 +351,9 @@ PYBIND11_MODULE(_C, m) {
   zero_types["f32"] = static_cast<int>(ZeroType::f32);
   m.attr("scale_types") = scale_types;
   m.attr("zero_types") = zero_types;
+  m.attr("nested_block") = kNestedBlock;
+  m.def("packed_bytes", &packed_bytes_of, py::arg("n"), py::arg("k"), py::arg("bits"),
+        py::arg("group"), py::arg("scale_kind"), "Size of the kernels' buffer.");
   m.def("formats", &formats_list, "The built-in formats.");
   m.def("kernels", &kernels_list, "The kernel tables of this build, best first.");
   m.def("build_info", &build_info, "Facts about this build.");

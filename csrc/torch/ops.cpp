@@ -240,9 +240,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> unpack_weight_op(
 // Rows of x, whose last dimension must be `columns`.
 std::int64_t check_rows(const char* op, const char* name, const Tensor& x, std::int64_t columns) {
   const std::int64_t dims = x.dim();
-  require(dims >= 1 && dims <= 8 && x.size(dims - 1) == columns, op, "expected ", name,
-          " with a last dimension of ", columns, ", got ", dims ? x.size(dims - 1) : 0, " of ",
-          dims, " dimensions");
+  require(dims >= 1 && dims <= 8, op, "expected ", name, " with 1 to 8 dimensions, got ", dims);
+  require(x.size(dims - 1) == columns, op, "expected ", name, " with a last dimension of ", columns,
+          ", got ", x.size(dims - 1));
   return columns ? x.numel() / columns : 0;
 }
 

@@ -17,7 +17,9 @@ __all__: list[str] = [
     "gptq_solve",
     "kernels",
     "linear",
+    "nested_block",
     "pack_weight",
+    "packed_bytes",
     "quantize",
     "resampled_bin_sums",
     "resampled_sums",
@@ -128,6 +130,17 @@ def pack_weight(
     Canonical arrays to the kernels' buffer.
     """
 
+def packed_bytes(
+    n: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    scale_kind: typing.SupportsInt | typing.SupportsIndex,
+) -> int:
+    """
+    Size of the kernels' buffer.
+    """
+
 def quantize(
     w: numpy.ndarray,
     bits: typing.SupportsInt | typing.SupportsIndex,
@@ -168,5 +181,6 @@ def resampled_sums(
     Sums of columns [N, m] over bootstrap resamples, float64 [resamples, m].
     """
 
+nested_block: int = 256
 scale_types: dict = {"f32": 0, "f16": 1, "e8m0": 2, "nested": 3}
 zero_types: dict = {"none": 0, "u8": 1, "f32": 2}

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from calibit.registry import SCALE_TYPES, ZERO_TYPES
+from calibit import _C
+from calibit.registry import NESTED_BLOCK, SCALE_TYPES, ZERO_TYPES
 
 Tensor = torch.Tensor
 
@@ -17,7 +18,6 @@ _SCALE_DTYPE = {
     SCALE_TYPES["nested"]: torch.uint8,
 }
 _ZERO_DTYPE = {ZERO_TYPES["u8"]: torch.uint8, ZERO_TYPES["f32"]: torch.float32}
-_TILE, _CHUNK, _NESTED_BLOCK = 16, 32, 256  # the packed layout of csrc/core/weight.h
 
 
 def _groups(k: int, group: int) -> int:
@@ -54,36 +54,21 @@ def _(scales):  # type: ignore[no-untyped-def]
     f32 = torch.float32
     return (
         scales.new_empty(scales.shape, dtype=torch.uint8),
-        scales.new_empty(-(-scales.numel() // _NESTED_BLOCK), dtype=f32),
+        scales.new_empty(-(-scales.numel() // NESTED_BLOCK), dtype=f32),
         scales.new_empty(256, dtype=f32),
         scales.new_empty(1, dtype=f32),
     )
 
 
-def packed_bytes(n: int, k: int, bits: int, group: int, kind: int) -> int:
-    """Size of the packed buffer (csrc/core/weight.h, packed_bytes)."""
-    group = k if group == 0 or group > k else group
-    scale = _SCALE_DTYPE[kind % 16].itemsize
-    zero = _ZERO_DTYPE[kind // 16].itemsize if kind >= 16 else 0
-    lengths = [group] * (k // group) + ([k % group] if k % group else [])
-    per_tile = sum(
-        bits * _TILE * 4 * -(-length // _CHUNK) + _TILE * (scale + zero) for length in lengths
-    )
-    total = -(-n // _TILE) * per_tile
-    if kind % 16 != SCALE_TYPES["nested"]:
-        return total
-    return -(-total // 64) * 64 + 4 * (-(-n * len(lengths) // _NESTED_BLOCK) + 256 + 1)
-
-
 @torch.library.register_fake("calibit::pack_weight")
 def _(codes, *rest):  # type: ignore[no-untyped-def]
-    return codes.new_empty(packed_bytes(*rest[5:]))
+    return codes.new_empty(_C.packed_bytes(*rest[5:]))
 
 
 @torch.library.register_fake("calibit::unpack_weight")
 def _(packed, n, k, bits, group, scale_kind):  # type: ignore[no-untyped-def]
     nested = scale_kind % 16 == SCALE_TYPES["nested"]
-    blocks = -(-n * _groups(k, group) // _NESTED_BLOCK) if nested else 0
+    blocks = -(-n * _groups(k, group) // NESTED_BLOCK) if nested else 0
     f32 = torch.float32
     return (
         *_canonical(packed, n, k, bits, group, scale_kind),

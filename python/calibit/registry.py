@@ -10,6 +10,9 @@ from calibit import _C
 SCALE_TYPES: dict[str, int] = _C.scale_types
 ZERO_TYPES: dict[str, int] = _C.zero_types
 
+NESTED_BLOCK: int = _C.nested_block
+"""Scales that share one second-level scale in double quantization."""
+
 
 @dataclass(frozen=True)
 class Format:

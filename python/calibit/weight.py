@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from calibit import ops
+from calibit.registry import NESTED_BLOCK
 from calibit.schemes import TENSOR, Scheme, parse
 from calibit.solver import DAMPING, Factored, factor
 
@@ -260,7 +261,7 @@ def _fixed_scales(
         "nested_codebook": nested_codebook,
         "nested_offset": offset,
     }
-    block = torch.arange(scales.numel()) // 256
+    block = torch.arange(scales.numel()) // NESTED_BLOCK
     values = nested_codebook[codes.flatten().long()] * nested[block] + offset
     return _FixedScales((values.reshape(scales.shape), None), stored)
 
