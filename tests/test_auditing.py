@@ -244,7 +244,7 @@ def kill_second_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def report(_: Any) -> None:
             begun[-1] += 1
-            if len(begun) == 2 and begun[-1] == 3:
+            if len(begun) == 4 and begun[-1] == 3:  # the baseline's first items come twice more
                 raise Killed
 
         return report
@@ -260,7 +260,7 @@ def test_killed_audit_continues_to_the_same_answers(folder: Path, tmp_path: Path
         kill_second_model(patch)
         run_job(job, out, progress=None)
     assert not (out / "audit.json").exists()
-    assert [file.parent.name for file in out.rglob(MANIFEST)] == ["baseline"]
+    assert [file.parent.name for file in (out / "runs").rglob(MANIFEST)] == ["baseline"]
     assert (out / "runs/int8-g128/items.part.jsonl").stat().st_size > 0
     moment = (out / "runs/baseline" / MANIFEST).stat().st_mtime_ns
     second = run_job(job, out, progress=None)
@@ -484,3 +484,28 @@ def test_baseline_is_the_float_model(finished: Audit, folder: Path) -> None:
     steps = range(ids.shape[1] - count - 1, ids.shape[1] - 1)
     expected = sum(float(logits[i, ids[0, i + 1]]) for i in steps)
     assert line["ll"][0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_rigor_adds_control_runs(folder: Path, tmp_path: Path) -> None:
+    job = job_of(folder, schemes=("nf4",), limit=6, text="none", rigor="full", speed="none")
+    run_job(job, tmp_path / "out", progress=None)
+    made = {path.parent.name for path in (tmp_path / "out" / "controls").glob("*/manifest.json")}
+    copies = {f"copy-nf4-{seed}" for seed in range(8)}
+    assert made == {"repeat-1", "repeat-2", "batches-1", "batches-1024", "int8"} | copies
+    items = {
+        name: (tmp_path / "out" / "controls" / name / "items.jsonl").read_bytes() for name in made
+    }
+    assert items["repeat-1"] == items["repeat-2"]
+    assert len({items[name] for name in copies}) == 8
+
+
+def test_second_wording_is_scored_where_a_task_has_one(folder: Path, tmp_path: Path) -> None:
+    job = job_of(
+        folder, schemes=("nf4",), tasks=("probe",), limit=4, text="none", rigor="standard",
+        speed="none",
+    )  # fmt: skip
+    run_job(job, tmp_path / "out", progress=None)
+    runs = [Run.load(tmp_path / "out" / "controls" / f"wording-{n}") for n in ("baseline", "nf4")]
+    main = Run.load(tmp_path / "out" / "runs" / "nf4")
+    for run in runs:
+        assert {line["id"] for line in run.items()} == {line["id"] for line in main.items()}

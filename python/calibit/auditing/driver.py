@@ -8,15 +8,17 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from calibit.auditing import assembly, checking, models
+from calibit.auditing import assembly, checking, controls, models
 from calibit.auditing import job as jobs
 from calibit.auditing.inputs import read_inputs
 from calibit.auditing.job import Job
-from calibit.auditing.models import Entry
+from calibit.auditing.models import Entry, Loaded
 from calibit.auditing.result import AUDIT_FILE, REPORT_FILE, Audit
 from calibit.reporting.progress import JobProgress, Stage
 
@@ -51,6 +53,7 @@ class _State:
         text: the text to score, or None.
         command: recorded in every run.
         runs: finished runs by entry name.
+        controls: further runs that the rigor asks for.
         records: how each entry's weights came about.
         errors: why an entry could not be measured.
     """
@@ -64,6 +67,7 @@ class _State:
     text: Text | None
     command: str
     runs: dict[str, Run] = field(default_factory=dict)
+    controls: controls.ControlRuns = field(default_factory=controls.ControlRuns)
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -161,7 +165,7 @@ def run_job(
             finished = Audit.load(folder)
             if not finished.failed:
                 return finished
-        bar = JobProgress(_stages(entries), STAGE_WEIGHTS, stream=progress)
+        bar = JobProgress(_stages(job, entries), _weights(job, entries), stream=progress)
         state = _State(job, folder, entries, bar, *work, command or shlex.join(sys.argv))
         try:
             _measure_all(state)
@@ -170,15 +174,32 @@ def run_job(
             state.progress.close()
 
 
-def _stages(entries: Sequence[Entry]) -> list[Stage]:
+_STEPS = 3  # stages of each entry: load, evaluate, controls
+
+
+def _stages(job: Job, entries: Sequence[Entry]) -> list[Stage]:
     stages = [
         Stage(f"{step} {entry.kind}", f"{entry.name}: {words}")
         for entry in entries
-        for step, words in (("load", _loading(entry)), ("evaluate", "scoring items and text"))
+        for step, words in (
+            ("load", _loading(entry)),
+            ("evaluate", "scoring items and text"),
+            (f"{job.rigor} controls of", "control runs"),
+        )
     ]
+    stages.append(Stage("eight-bit control", "8-bit build: control run"))
     return stages + [
         Stage("compare", f"{entry.name}: comparing with the baseline") for entry in entries[1:]
     ]
+
+
+def _weights(job: Job, entries: Sequence[Entry]) -> dict[str, float]:
+    """Durations of all kinds of stages, relative to evaluating the baseline."""
+    weights = dict(STAGE_WEIGHTS)
+    for entry in entries:
+        runs = controls.runs_of(job, entry)
+        weights[f"{job.rigor} controls of {entry.kind}"] = runs
+    return {**weights, "eight-bit control": controls.runs_of_eight_bit(job, entries)}
 
 
 def _loading(entry: Entry) -> str:
@@ -188,7 +209,7 @@ def _loading(entry: Entry) -> str:
 def _measure_all(state: _State) -> None:
     for index, entry in enumerate(state.entries):
         try:
-            _measure(state, entry, first_stage=2 * index)
+            _measure(state, entry, first_stage=_STEPS * index)
         except Exception as error:
             if entry.is_baseline:
                 raise
@@ -197,42 +218,85 @@ def _measure_all(state: _State) -> None:
 
 
 def _measure(state: _State, entry: Entry, *, first_stage: int) -> None:
-    """Evaluate one entry, or read its finished run; its model is gone when this returns."""
-    from calibit.evaluation import evaluate
-
+    """Evaluate one entry and its controls, or read its finished runs; its model is gone when this
+    returns."""
     folder = state.folder / jobs.RUNS / entry.folder
+    model = cache(lambda: _load(state, entry))
     done = _finished(folder)
-    if done is not None:
+    with _stage(state, first_stage, learn=done is None):
+        if done is None:
+            model()
+    with _stage(state, first_stage + 1, learn=done is None):
+        if done is None:
+            done = _evaluate_entry(state, entry, model, folder)
         state.runs[entry.name], state.records[entry.name] = done
-        for stage in (first_stage, first_stage + 1):
-            state.progress.enter(stage)
-            state.progress.leave(learn=False)
-        return
-    state.progress.enter(first_stage)
+    with _stage(state, first_stage + 2, learn=False):
+        controls.of_entry(
+            state.job, entry, model, state.items, partial(_control, state), state.controls
+        )
+
+
+@contextmanager
+def _stage(state: _State, index: int, *, learn: bool) -> Iterator[None]:
+    state.progress.enter(index)
+    yield
+    state.progress.leave(learn=learn)
+
+
+def _load(state: _State, entry: Entry) -> Loaded:
     loaded = models.load(entry, state.job, lambda n, total, _: state.progress.advance(n, total))
     if entry.source is not None:
         loaded = models.settle_tokenizer(loaded, state.job, _strings(state))
-    state.progress.leave()
-    state.progress.enter(first_stage + 1)
-    run = evaluate(
-        loaded.model,
-        loaded.tokenizer,
+    return loaded
+
+
+def _evaluate_entry(
+    state: _State, entry: Entry, model: Callable[[], Loaded], folder: Path
+) -> tuple[Run, Mapping[str, Any]]:
+    """The run that is compared, and the record of its weights."""
+    run = _evaluate(
+        state,
+        model(),
         state.items,
+        folder,
         text=state.text,
-        out=folder,
         scheme=entry.scheme or "none",
-        seed=state.job.seed,
-        bos=state.job.bos,
-        store_docs=state.job.store_docs,
         speed=jobs.speed_option(state.job),
-        command=state.command,
-        progress=_tokens_to(state.progress),
-        unconditional=state.job.rule == "pmi",
-        **jobs.batch_options(state.job),
     )
-    state.progress.leave()
-    jobs.write_json(folder / QUANTIZATION_FILE, json.loads(json.dumps(loaded.record)))
-    state.runs[entry.name], state.records[entry.name] = run, loaded.record
+    jobs.write_json(folder / QUANTIZATION_FILE, json.loads(json.dumps(model().record)))
+    return run, model().record
+
+
+def _control(
+    state: _State, model: Callable[[], Loaded], items: Sequence[Any], name: str, **changes: Any
+) -> Run:
+    """One control run, made or read."""
+    from calibit.runs import MANIFEST, Run
+
+    folder = state.folder / controls.FOLDER / name
+    if (folder / MANIFEST).is_file():
+        return Run.load(folder)
+    return _evaluate(state, model(), items, folder, **changes)
+
+
+def _evaluate(
+    state: _State, loaded: Loaded, items: Sequence[Any], folder: Path, **changes: Any
+) -> Run:
+    from calibit.evaluation import evaluate
+
+    job = state.job
+    settings: dict[str, Any] = {
+        "out": folder,
+        "seed": job.seed,
+        "bos": job.bos,
+        "store_docs": job.store_docs,
+        "command": state.command,
+        "progress": _tokens_to(state.progress),
+        "unconditional": job.rule == "pmi",
+        **jobs.batch_options(job),
+        **changes,
+    }
+    return evaluate(loaded.model, loaded.tokenizer, items, **settings)
 
 
 def _strings(state: _State) -> Iterator[str]:
@@ -257,6 +321,13 @@ def _finished(folder: Path) -> tuple[Run, Mapping[str, Any]] | None:
     return Run.load(folder), record
 
 
+def _control_by_eight_bit(state: _State) -> None:
+    with _stage(state, _STEPS * len(state.entries), learn=False):
+        controls.eight_bit(
+            state.job, state.entries, state.items, partial(_control, state), state.controls
+        )
+
+
 def _finish(state: _State) -> Audit:
     """Compare, judge, and write audit.json and report.html, in this order of appearance."""
     from calibit.comparison import compare
@@ -264,7 +335,8 @@ def _finish(state: _State) -> Audit:
 
     base = state.runs[models.BASELINE]
     comparisons = {}
-    for index, entry in enumerate(state.entries[1:], start=2 * len(state.entries)):
+    _control_by_eight_bit(state)
+    for index, entry in enumerate(state.entries[1:], start=_STEPS * len(state.entries) + 1):
         state.progress.enter(index)
         if entry.name in state.runs:
             job = state.job

@@ -18,7 +18,7 @@ SCHEMES = ("nf4", "gptq-int4-g128")
 TASKS = ("probe",)
 TEXT = "pydoc"
 NO_TEXT = "none"
-RIGOR = ("quick",)
+RIGOR = QUICK, STANDARD, FULL = ("quick", "standard", "full")
 SPEEDS = ("none", "quick", "full")
 
 QUICK_LIMIT = 800
@@ -46,7 +46,7 @@ class Job:
         text_window, text_tokens: window length and number of scored tokens of the text.
         calibration: text the solver calibrates on: `pydoc` or a file.
         calibration_tokens: how much of it; None takes the default of `quantize_model`.
-        rigor: how many controls run.
+        rigor: how many controls run: `quick`, `standard` or `full`.
         speed: how long tokens per second are measured: `none`, `quick` or `full`.
         dtype: dtype the baseline is loaded in; `auto` keeps the stored one.
         device: where models run.

@@ -56,7 +56,13 @@ def audit(
     policy: given.PolicyFile = None,
     rigor: Annotated[
         str,
-        option("How many controls run. quick: none, one evaluation a model.", JUDGE, "--rigor"),
+        option(
+            "How many controls run. quick: one evaluation a model, C + 1 for C candidates, and 64 "
+            "items twice. standard: C + 4 more (other batch sizes, second wordings, an 8-bit "
+            "build). full: 8 more for each scheme (copies with noise of its size).",
+            JUDGE,
+            "--rigor",
+        ),
     ] = jobs.RIGOR[0],
     speed: given.Speed = jobs.SPEEDS[1],
     gate_: Annotated[
