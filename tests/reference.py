@@ -83,6 +83,92 @@ def quantize(w: np.ndarray, bits: int, group: int, zero: str = "none", codebook=
     return Quantized(codes, scales, zeros)
 
 
+@dataclass
+class Rule:
+    """How the values of one group become codes: everything that `column_solver` is told."""
+
+    bits: int
+    zero: str = "none"
+    codebook: list[float] | None = None
+    clip: bool = False
+
+    def fit(self, x: np.ndarray) -> tuple[float, float]:
+        """Scale, as stored, and zero point of a group."""
+        if not self.clip:
+            return self._full_range(x.min(), x.max())
+        shares = [1 - i / 100 for i in range(80)]
+        found = [self._full_range(x.min() * p, x.max() * p) for p in shares]
+        losses = [(np.abs(self.round(x, *f)[1] - x) ** 2.4).sum() for f in found]
+        return found[int(np.argmin(losses))]
+
+    def _full_range(self, lo: float, hi: float) -> tuple[float, float]:
+        steps = 2**self.bits - 1
+        largest = max(abs(lo), abs(hi))
+        if self.codebook is not None:
+            return float(np.float32(largest / np.abs(self.codebook).max())), 0.0
+        if self.zero == "none":
+            return float(np.float16(2 * largest / steps)), 2.0 ** (self.bits - 1)
+        if self.zero == "u8":
+            lo, hi = min(lo, 0), max(hi, 0)
+            scale = float(np.float16((hi - lo) / steps))
+            return scale, float(np.clip(np.rint(-lo / scale), 0, steps)) if scale else 0.0
+        scale = float(np.float16((hi - lo) / steps)) or 1.0
+        return scale, float(np.float32(-lo / scale))
+
+    def round(self, x: np.ndarray, scale: float, zero: float) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and the values they stand for."""
+        units = x / scale if scale else np.zeros_like(x)
+        if self.codebook is not None:
+            book = np.asarray(self.codebook, np.float64)
+            codes = np.abs(units[..., None] - book).argmin(-1)
+            return codes, book[codes] * scale
+        whole = units + zero if self.zero == "f32" else np.rint(units) + zero
+        codes = np.rint(np.clip(whole, 0, 2**self.bits - 1))
+        return codes, (codes - zero) * scale
+
+
+def column_solver(
+    w: np.ndarray,
+    h: np.ndarray,
+    rule: Rule,
+    group: int,
+    *,
+    damping: float = 0.01,
+    order: np.ndarray | None = None,
+    fixed: np.ndarray | None = None,
+) -> np.ndarray:
+    """GPTQ, arXiv 2210.17323, algorithm 1 in float64 without blocks; returns the rounded weight.
+
+    A group's scale comes from the updated weights when its first column is reached, or with `order`
+    from the original ones. `fixed` [N, G] are scales to be used as they are.
+    """
+    n, k = w.shape
+    slices = column_groups(k, group)
+    damped = h + damping * np.mean(np.diag(h)) * np.eye(k)
+    steps = np.arange(k) if order is None else order
+    u = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(steps, steps)])).T
+    work, out = w.astype(np.float64).copy(), np.zeros((n, k))
+    fits = [[rule.fit(work[i, s]) for s in slices] for i in range(n)] if order is not None else None
+    for t, c in enumerate(steps):
+        g = next(i for i, s in enumerate(slices) if s.start <= c < s.stop)
+        if order is None and c == slices[g].start:
+            current = [rule.fit(work[i, slices[g]]) for i in range(n)]
+        for i in range(n):
+            scale, zero = fits[i][g] if fits is not None else current[i]
+            if fixed is not None:
+                scale = fixed[i, g]
+            out[i, c] = rule.round(work[i, c : c + 1], scale, zero)[1][0]
+        error = (work[:, c] - out[:, c]) / u[t, t]
+        later = steps[t + 1 :]
+        work[:, later] -= error[:, None] * u[t, t + 1 :][None]
+    return out
+
+
+def proxy_loss(difference: np.ndarray, h: np.ndarray) -> float:
+    """tr(D H D^T)."""
+    return float(np.einsum("nk,kl,nl->", difference, h, difference))
+
+
 def _codebook_group(x: np.ndarray, codebook: np.ndarray) -> tuple[float, np.ndarray]:
     scale = np.abs(x).max() / np.abs(codebook).max()
     normalised = x / scale if scale else np.zeros_like(x)

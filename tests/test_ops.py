@@ -181,8 +181,8 @@ def operator_arguments() -> dict[str, tuple]:
     plain = kind("f16", "u8")
     confidence = tuple(t.zero_() for t in ops.confidence_state(20, 2))
     return {
-        "quantize": (w, None, None, None, 4, 32, plain),
-        "gptq_solve": (w, h, q.codebook, None, None, None, 4, 64, kind("f32")),
+        "quantize": (w, None, None, None, 4, 32, plain, False),
+        "gptq_solve": (w, h, q.codebook, None, None, None, 4, 64, kind("f32"), False),
         "dequantize": (q.codes, q.scales, None, q.codebook, *nested, *numbers),
         "double_quantize": (torch.rand(20, 3),),
         "pack_weight": (q.codes, q.scales, None, *nested, *numbers),

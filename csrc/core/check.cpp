@@ -130,7 +130,8 @@ PackedWeight check_packed(const char* op, const WeightSpec& spec, const Array& p
 }
 
 QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array& w,
-                            const Array& codebook, const Array& scales, const Array& zeros) {
+                            const Array& codebook, const Array& scales, const Array& zeros,
+                            bool clip) {
   check_array(op, "w", w, DType::f32, {spec.n, spec.k});
   require(spec.scale != ScaleType::nested, op,
           "expected plain scales: quantize them first, then call double_quantize");
@@ -141,8 +142,9 @@ QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array&
   } else {
     require(!zeros.present(), op, "expected zeros together with scales, got zeros alone");
   }
-  return {spec,    w.floats(), check_codebook(op, spec, codebook), {}, fixed, nullptr,
-          nullptr, nullptr};
+  require(!fixed || !clip, op, "expected no clip search with given scales, got both");
+  return {spec,    w.floats(), check_codebook(op, spec, codebook), {}, fixed, nullptr, nullptr,
+          nullptr, clip};
 }
 
 ConfidenceArgs check_confidence(const char* op, const Array& logits, const Array& labels,

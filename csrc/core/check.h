@@ -47,7 +47,8 @@ PackedWeight check_packed(const char* op, const WeightSpec& spec, const Array& p
 
 // Inputs of quantize and gptq_solve. codes, scales, zeros of the result are left null.
 QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array& w,
-                            const Array& codebook, const Array& scales, const Array& zeros);
+                            const Array& codebook, const Array& scales, const Array& zeros,
+                            bool clip);
 
 // Inputs of confidence_update. The state is left null.
 ConfidenceArgs check_confidence(const char* op, const Array& logits, const Array& labels,

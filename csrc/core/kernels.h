@@ -29,7 +29,35 @@ struct QuantizeArgs {
   uint8_t* codes;       // [N, row_bytes]
   void* scales;         // [N, G]
   void* zeros;          // [N, G] or null
+  // Choose the share of a group's range by the smallest error (shrink() in scalar.h) instead of
+  // taking the whole range.
+  bool clip = false;
 };
+
+// GPTQ's column solver on tiles of up to kSolveRows rows of W, one row per lane. Column order[t] is
+// rounded at step t; then every later column j loses err[t] * U[t, j], err[t] = (w - q) / U[t, t].
+// Per weight: fused multiply-adds in the order of t, so that blocking changes no bit.
+constexpr int64_t kSolveRows = 96, kPanel = 8;
+struct SolveArgs {
+  QuantizeArgs quantize;  // fixed: scales and zeros are inputs; `codes` is not written
+  const float* panels;    // -U above the diagonal, kPanel columns at a time, see panel_start()
+  const float* diagonal;  // [K] of U
+};
+struct SolveTile {
+  int64_t row, rows;      // rows [row, row + rows)
+  float* weights;         // [K][kSolveRows] in processing order: weights in, err out
+  uint8_t* codes;         // [K][kSolveRows] out; of a codebook: ranks among its sorted values
+  float* clipped;         // [kSolveRows] out: weights beyond their group's bounds_of()
+  const int32_t* groups;  // [K] group of the column of each step
+  float* scales;          // [G][kSolveRows] as stored, in if fixed, else out; likewise:
+  float* divisors;        // divisor_of(scale)
+  float* zeros;           // what is subtracted from a code; 0 for codebooks
+  float* rows_of_group;   // [kSolveRows][group] scratch; null if fixed
+};
+// Panel p holds columns [8p, 8p + 8) of rows [0, 8p + 8), row by row.
+static inline int64_t panel_start(int64_t panel) {
+  return kPanel * kPanel / 2 * panel * (panel + 1);
+}
 
 // out[N, K] = dequantized weight: scale * codebook[code], or scale * (code - zero).
 struct DequantizeArgs {
@@ -81,6 +109,7 @@ struct Kernels {
   void (*linear)(const LinearArgs&, int64_t tile_begin, int64_t tile_end);
   void (*linear_input_grad)(const LinearInputGradArgs&, int64_t group_begin, int64_t group_end);
   void (*softmax_sums)(const SoftmaxArgs&, SoftmaxSums*);
+  void (*gptq_solve)(const SolveArgs&, const SolveTile&);
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels;

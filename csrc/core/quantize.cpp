@@ -25,11 +25,10 @@ void check_finite(const QuantizeArgs& a, ParallelFor loop) {
   parallel(loop, a.spec.n, row_grain(a.spec.k), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n) {
       const float* w = a.w + n * a.spec.k;
-      std::uint32_t largest = 0;  // bit patterns of magnitudes order like the magnitudes
-      for (std::int64_t k = 0; k < a.spec.k; ++k)
-        largest = std::max(largest, bits_of(w[k]) & 0x7fffffffu);
-      require(largest < 0x7f800000u, "quantize",
-              "expected finite weights, got NaN or infinity in row ", n, " of ", a.spec.n);
+      std::uint32_t any = 0;  // one more in the exponent: the sign bit, if its bits were all ones
+      for (std::int64_t k = 0; k < a.spec.k; ++k) any |= (bits_of(w[k]) & 0x7f800000u) + 0x800000u;
+      require(any < 0x80000000u, "quantize", "expected finite weights, got NaN or infinity in row ",
+              n, " of ", a.spec.n);
     }
   });
 }

@@ -4,6 +4,7 @@
 #include "cpu/vector_codes.h"
 #include "cpu/vector_linear.h"
 #include "cpu/vector_softmax.h"
+#include "cpu/vector_solve.h"
 
 namespace calibit {
 namespace {
@@ -14,6 +15,7 @@ struct Avx2 {
   static constexpr int kWidth = 8, kBytes = 32;
   static constexpr int kRows = 6, kTiles = 1;  // 12 sums, 2 values, 1 x: 15 of 16 registers
   static constexpr int kFusedRows = 2;
+  static constexpr int kSolveColumns = 4, kSolveVectors = 3;  // 12 sums, 3 errors, 1 value of U
   static constexpr int strip(int rows) { return rows == 1 ? 4 : 2; }
 
   static Float load(const float* p) { return _mm256_loadu_ps(p); }
@@ -51,6 +53,8 @@ struct Avx2 {
   static Int load_words(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
+  static Int as_int(Float a) { return _mm256_castps_si256(a); }
+  static Float as_float(Int a) { return _mm256_castsi256_ps(a); }
   static Int set1_int(int a) { return _mm256_set1_epi32(a); }
   static Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static Int srlv(Int a, Int n) { return _mm256_srlv_epi32(a, n); }
@@ -167,6 +171,8 @@ struct Avx2 {
 
 }  // namespace
 
-constinit const Kernels avx2_kernels = {"avx2",       quantize<Avx2>,          dequantize<Avx2>,
-                                        linear<Avx2>, linear_input_grad<Avx2>, softmax_sums<Avx2>};
+constinit const Kernels avx2_kernels = {
+    "avx2",          quantize<Avx2>,          dequantize<Avx2>,
+    linear<Avx2>,    linear_input_grad<Avx2>, softmax_sums<Avx2>,
+    gptq_solve<Avx2>};
 }  // namespace calibit

@@ -4,6 +4,7 @@
 #include "cpu/vector_codes.h"
 #include "cpu/vector_linear.h"
 #include "cpu/vector_softmax.h"
+#include "cpu/vector_solve.h"
 
 namespace calibit {
 namespace {
@@ -14,6 +15,7 @@ struct Avx512 {
   static constexpr int kWidth = 16, kBytes = 64;
   static constexpr int kRows = 12, kTiles = 2;  // 24 sums, 2 values, 1 x: 27 of 32 registers
   static constexpr int kFusedRows = 4;
+  static constexpr int kSolveColumns = 8, kSolveVectors = 3;  // 24 sums, 3 errors, 1 value of U
   static constexpr int strip(int) { return 4; }
 
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
@@ -40,6 +42,8 @@ struct Avx512 {
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 
   static Int load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static Int as_int(Float a) { return _mm512_castps_si512(a); }
+  static Float as_float(Int a) { return _mm512_castsi512_ps(a); }
   static Int set1_int(int a) { return _mm512_set1_epi32(a); }
   static Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int srlv(Int a, Int n) { return _mm512_srlv_epi32(a, n); }
@@ -114,6 +118,7 @@ struct Avx512 {
 }  // namespace
 
 constinit const Kernels avx512_kernels = {
-    "avx512",       quantize<Avx512>,          dequantize<Avx512>,
-    linear<Avx512>, linear_input_grad<Avx512>, softmax_sums<Avx512>};
+    "avx512",          quantize<Avx512>,          dequantize<Avx512>,
+    linear<Avx512>,    linear_input_grad<Avx512>, softmax_sums<Avx512>,
+    gptq_solve<Avx512>};
 }  // namespace calibit

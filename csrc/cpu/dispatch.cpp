@@ -47,7 +47,8 @@ Kernels filled(const Kernels& k) {
           k.dequantize ? k.dequantize : p.dequantize,
           k.linear ? k.linear : p.linear,
           k.linear_input_grad ? k.linear_input_grad : p.linear_input_grad,
-          k.softmax_sums ? k.softmax_sums : p.softmax_sums};
+          k.softmax_sums ? k.softmax_sums : p.softmax_sums,
+          k.gptq_solve ? k.gptq_solve : p.gptq_solve};
 }
 
 const std::array<Kernels, kTables.size()>& filled_tables() {

@@ -5,6 +5,25 @@
 namespace calibit {
 namespace {
 
+// Scale and zero point of one group of a row, stored at index i.
+ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t length, int64_t i) {
+  float lo = w[0], hi = w[0];
+  for (int64_t j = 1; j < length; ++j) {
+    lo = w[j] < lo ? w[j] : lo;
+    hi = w[j] > hi ? w[j] : hi;
+  }
+  if (!a.clip) return choose_scale(a, i, lo, hi);
+  return search_scale(a, i, lo, hi, [&](ScaleZero sz) {
+    float sums[kPartialSums] = {};
+    for (int64_t j = 0; j < length; ++j) {
+      const float value = value_of(a.spec, a.values, encode(a, w[j], sz)) - sz.zero;
+      const float error = value * sz.scale - w[j];
+      sums[j % kPartialSums] += power_of_square(error * error);
+    }
+    return total_of(sums);
+  });
+}
+
 void quantize(const QuantizeArgs& a, int64_t row_begin, int64_t row_end) {
   const WeightSpec& s = a.spec;
   const int64_t g_count = groups(s), bytes = row_bytes(s);
@@ -14,17 +33,9 @@ void quantize(const QuantizeArgs& a, int64_t row_begin, int64_t row_end) {
     for (int64_t g = 0; g < g_count; ++g) {
       const float* w = a.w + n * s.k + g * s.group;
       const int64_t length = group_length(s, g), i = n * g_count + g;
-      ScaleZero sz;
-      if (a.fixed) {
-        sz = {load_scale(s.scale, a.scales, i, {}, i), load_zero(s.zero, a.zeros, i)};
-      } else {
-        float lo = w[0], hi = w[0];
-        for (int64_t j = 1; j < length; ++j) {
-          lo = w[j] < lo ? w[j] : lo;
-          hi = w[j] > hi ? w[j] : hi;
-        }
-        sz = choose_scale(a, i, lo, hi);
-      }
+      const ScaleZero sz = a.fixed ? ScaleZero{load_scale(s.scale, a.scales, i, {}, i),
+                                               load_zero(s.zero, a.zeros, i)}
+                                   : scale_of(a, w, length, i);
       for (int64_t j = 0; j < length; ++j)
         put_code(codes, g * s.group + j, s.bits, encode(a, w[j], sz));
     }
@@ -144,9 +155,59 @@ void softmax_sums(const SoftmaxArgs& a, SoftmaxSums* out) {
   *out = s;
 }
 
+// ---- GPTQ ----
+
+void start_group(const SolveArgs& a, const SolveTile& tile, int64_t t) {
+  const WeightSpec& s = a.quantize.spec;
+  const int64_t g = t / s.group, length = group_length(s, g);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    float* w = tile.rows_of_group + r * s.group;
+    for (int64_t j = 0; j < length; ++j) w[j] = tile.weights[(t + j) * kSolveRows + r];
+    set_scale(a.quantize, tile, g, r,
+              scale_of(a.quantize, w, length, (tile.row + r) * groups(s) + g));
+  }
+}
+
+// Rounds one weight, already updated, at one step and returns its error.
+float round_step(const SolveArgs& a, const SolveTile& tile, Bounds bounds, int64_t t, int64_t r) {
+  const QuantizeArgs& q = a.quantize;
+  const int64_t i = tile.groups[t] * kSolveRows + r;
+  const float w = tile.weights[t * kSolveRows + r], divisor = tile.divisors[i];
+  const float zero = tile.zeros[i], x = q.values ? w * divisor : w / divisor + zero;
+  tile.clipped[r] += x > bounds.hi || x < bounds.lo ? 1.0f : 0.0f;
+  float value;
+  if (q.values) {
+    const int rank = rank_of(q.grid, x);
+    tile.codes[t * kSolveRows + r] = uint8_t(rank);
+    value = q.values[q.grid.codes[rank]];
+  } else {
+    const uint32_t code = encode(q, w, divisor, zero);
+    tile.codes[t * kSolveRows + r] = uint8_t(code);
+    value = float(code) - zero;
+  }
+  return (w - value * tile.scales[i]) / a.diagonal[t];
+}
+
+void gptq_solve(const SolveArgs& a, const SolveTile& tile) {
+  const WeightSpec& s = a.quantize.spec;
+  const Bounds bounds = bounds_of(a.quantize);
+  for (int64_t t = 0; t < s.k; ++t) {
+    if (!a.quantize.fixed && t % s.group == 0) start_group(a, tile, t);
+    float* errors = tile.weights + t * kSolveRows;
+    for (int64_t r = 0; r < kSolveRows; ++r) errors[r] = round_step(a, tile, bounds, t, r);
+    for (int64_t j = t + 1; j < s.k; ++j) {
+      const double u = a.panels[panel_start(j / kPanel) + t * kPanel + j % kPanel];
+      float* later = tile.weights + j * kSolveRows;
+      // One rounding, as a fused multiply-add has (the product is exact in double).
+      for (int64_t r = 0; r < kSolveRows; ++r)
+        later[r] = float(double(later[r]) + double(errors[r]) * u);
+    }
+  }
+}
+
 }  // namespace
 
-constinit const Kernels portable_kernels = {"portable", quantize,          dequantize,
-                                            linear,     linear_input_grad, softmax_sums};
+constinit const Kernels portable_kernels = {"portable",        quantize,     dequantize, linear,
+                                            linear_input_grad, softmax_sums, gptq_solve};
 
 }  // namespace calibit

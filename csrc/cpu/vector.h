@@ -6,6 +6,7 @@
 //   Float, Int: kWidth lanes of float or 32-bit integer; kBytes in all
 //   load, load_part(p, count, other), load_bytes, store, store_part(p, count, a), set1
 //   add, sub, mul, div, min, max, abs, fma, reduce_min, reduce_max, reduce_add
+//   as_int, as_float: the same bits
 //   load_words, set1_int, add_int, both (and), either (or), srl<n>, sll<n>, srlv, to_float,
 //   round (to nearest even)
 //   from_half, from_bfloat, from_bytes, from_e8m0: kWidth stored numbers at a byte address
@@ -19,6 +20,7 @@
 //   kRows, kTiles: register tile of multiply_rows
 //   kFusedRows: up to so many rows of x a panel would cost more than it saves; strip(m): vectors
 //   that fused_span takes at once for m rows, enough sums to hide the latency of an FMA
+//   kSolveColumns, kSolveVectors: register tile of the column solver
 #include "core/scalar.h"
 
 namespace calibit {

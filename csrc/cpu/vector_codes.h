@@ -128,24 +128,93 @@ void encode_group(const float* w, int64_t length, CodeWriter<V>& out, const Enco
   }
 }
 
+// power_of_square() of scalar.h.
+template <class V>
+typename V::Float power_of_square(typename V::Float y) {
+  const typename V::Float guess = V::mul(V::set1(0.2f), V::to_float(V::as_int(y)));
+  typename V::Float z = V::as_float(V::round(V::sub(V::set1(kGuess), guess)));
+  for (int i = 0; i < 3; ++i) {
+    const typename V::Float z2 = V::mul(z, z), z4 = V::mul(z2, z2);
+    const typename V::Float change = V::mul(V::set1(0.2f), V::mul(V::mul(y, z4), z));
+    z = V::mul(z, V::sub(V::set1(1.2f), change));
+  }
+  const typename V::Float z2 = V::mul(z, z), z4 = V::mul(z2, z2);
+  return V::mul(y, V::mul(y, z4));
+}
+
+// Sum of |error|^2.4 of a group; `value` gives what a vector of weights is rounded to.
+template <class V, class Value>
+float sum_of_powers(const float* w, int64_t length, const Value& value) {
+  using Float = typename V::Float;
+  constexpr int kParts = kPartialSums / V::kWidth;
+  Float sums[kParts];
+  for (int i = 0; i < kParts; ++i) sums[i] = V::set1(0);
+  for (int64_t j = 0; j < length; j += kPartialSums)
+    for (int i = 0; i < kParts; ++i) {
+      const int64_t at = j + i * V::kWidth, left = length - at;
+      if (left <= 0) break;
+      const Float x = left >= V::kWidth ? V::load(w + at) : V::load_part(w + at, left, V::set1(0));
+      const Float error = V::sub(value(x), x);
+      Float power = power_of_square<V>(V::mul(error, error));
+      if (left < V::kWidth) {  // a lane past the end may have an error of its own
+        alignas(64) float lanes[V::kWidth];
+        V::store(lanes, power);
+        power = V::load_part(lanes, left, V::set1(0));
+      }
+      sums[i] = V::add(sums[i], power);
+    }
+  alignas(64) float lanes[kPartialSums];
+  for (int i = 0; i < kParts; ++i) V::store(lanes + i * V::kWidth, sums[i]);
+  return total_of(lanes);
+}
+
+// Values of a codebook by rank, for `lookup16`.
+template <class V>
+typename V::Table sorted_table(const QuantizeArgs& a) {
+  float entries[16] = {};
+  if (a.values)
+    for (int i = 0; i < 16; ++i) entries[i] = a.values[a.grid.codes[i]];
+  return V::table(entries);
+}
+
+// Scale and zero point of one group of a row, stored at index i.
+template <class V>
+ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t length, int64_t i) {
+  using Float = typename V::Float;
+  const Range r = range_of<V>(w, length, a.values || a.spec.zero == ZeroType::none);
+  if (!a.clip) return choose_scale(a, i, r.lo, r.hi);
+  if (a.values) {
+    const GridSearch<V> search(a.grid);
+    const typename V::Table table = sorted_table<V>(a);
+    return search_scale(a, i, r.lo, r.hi, [&](ScaleZero sz) {
+      const Float inverse = V::set1(inverse_scale(sz.scale)), scale = V::set1(sz.scale);
+      return sum_of_powers<V>(w, length, [&](Float x) {
+        return V::mul(V::lookup16(table, search(V::mul(x, inverse))), scale);
+      });
+    });
+  }
+  const float middle = a.spec.zero == ZeroType::none ? float(1 << (a.spec.bits - 1)) : 0;
+  return search_scale(a, i, r.lo, r.hi, [&](ScaleZero sz) {
+    const IntegerEncoder<V> encode(a.spec, sz);
+    const Float zero = V::set1(middle + sz.zero), scale = V::set1(sz.scale);
+    return sum_of_powers<V>(
+        w, length, [&](Float x) { return V::mul(V::sub(V::to_float(encode(x)), zero), scale); });
+  });
+}
+
 template <class V>
 void quantize(const QuantizeArgs& a, int64_t row_begin, int64_t row_end) {
   const WeightSpec& s = a.spec;
   const int64_t g_count = groups(s);
-  const bool magnitudes = a.values || s.zero == ZeroType::none;
   const GridSearch<V> search(a.grid);
   for (int64_t n = row_begin; n < row_end; ++n) {
     CodeWriter<V> out{a.codes + n * row_bytes(s), s.bits, a.values ? a.grid.codes : nullptr};
     for (int64_t g = 0; g < g_count; ++g) {
       const float* w = a.w + n * s.k + g * s.group;
       const int64_t length = group_length(s, g), i = n * g_count + g;
-      ScaleZero sz;
-      if (a.fixed) {
-        sz = {load_scale(s.scale, a.scales, i, {}, i), load_zero(s.zero, a.zeros, i)};
-      } else {
-        const Range r = range_of<V>(w, length, magnitudes);
-        sz = choose_scale(a, i, r.lo, r.hi);
-      }
+      const ScaleZero sz = a.fixed ? ScaleZero{load_scale(s.scale, a.scales, i, {}, i),
+                                               load_zero(s.zero, a.zeros, i)}
+                                   : scale_of<V>(a, w, length, i);
       if (a.values) {
         const typename V::Float inverse = V::set1(inverse_scale(sz.scale));
         encode_group(w, length, out,

@@ -98,7 +98,8 @@ void test_gptq_solves_as_defined() {
   const std::vector<float> original = p.w;
   const QuantizeArgs q{p.spec, original.data(), p.codebook(),    {},
                        true,   p.codes.data(),  p.scales.data(), nullptr};
-  gptq_solve({q, u.data(), nullptr}, serial_for);
+  std::vector<std::int32_t> clipped(static_cast<std::size_t>(n));
+  gptq_solve({q, u.data(), nullptr, clipped.data()}, portable_kernels, serial_for);
   std::vector<float> out(original.size());
   dequantize({p.canonical(), out.data()}, portable_kernels, serial_for);
   int different = 0;
@@ -128,12 +129,16 @@ void test_gptq_refuses_bad_factor_and_order() {
   std::vector<float> u(32 * 32, 0);
   QuantizeArgs q{p.spec, p.w.data(),     p.codebook(),    {},
                  true,   p.codes.data(), p.scales.data(), nullptr};
-  CHECK(refuses([&] { gptq_solve({q, u.data(), nullptr}, serial_for); }, "positive diagonal"));
+  std::int32_t clipped[2];
+  const auto solve = [&](const std::int32_t* order) {
+    gptq_solve({q, u.data(), order, clipped}, portable_kernels, serial_for);
+  };
+  CHECK(refuses([&] { solve(nullptr); }, "positive diagonal"));
   for (std::size_t i = 0; i < 32; ++i) u[i * 33] = 1;
   std::vector<std::int32_t> order(32, 0);
-  CHECK(refuses([&] { gptq_solve({q, u.data(), order.data()}, serial_for); }, "permutation"));
+  CHECK(refuses([&] { solve(order.data()); }, "permutation"));
   q.fixed = false;
-  CHECK(refuses([&] { gptq_solve({q, u.data(), order.data()}, serial_for); }, "scales together"));
+  CHECK(refuses([&] { solve(order.data()); }, "scales together"));
 }
 
 }  // namespace

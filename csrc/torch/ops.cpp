@@ -142,33 +142,36 @@ struct QuantizeOutputs {
 
 CodesScalesZeros quantize_op(const Tensor& w, const MaybeTensor& codebook,
                              const MaybeTensor& scales, const MaybeTensor& zeros, std::int64_t bits,
-                             std::int64_t group, std::int64_t scale_kind) {
+                             std::int64_t group, std::int64_t scale_kind, bool clip) {
   const char* op = "quantize";
   const Input wi(op, w), ci(op, codebook), si(op, scales), zi(op, zeros);
   require(wi.array.dims == 2, op, "expected w of shape [N, K], got ", wi.array.dims, " dimensions");
   const WeightSpec spec = make_spec(op, wi.array.shape[0], wi.array.shape[1], bits, group,
                                     scale_kind, codebook.has_value());
-  QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array);
+  QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array, clip);
   QuantizeOutputs out(a, si, zi);
   quantize(a, active_kernels(), pool_for);
   return {out.codes, out.scales, out.zeros};
 }
 
-CodesScalesZeros gptq_solve_op(const Tensor& w, const Tensor& u, const MaybeTensor& codebook,
-                               const MaybeTensor& scales, const MaybeTensor& zeros,
-                               const MaybeTensor& order, std::int64_t bits, std::int64_t group,
-                               std::int64_t scale_kind) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gptq_solve_op(
+    const Tensor& w, const Tensor& u, const MaybeTensor& codebook, const MaybeTensor& scales,
+    const MaybeTensor& zeros, const MaybeTensor& order, std::int64_t bits, std::int64_t group,
+    std::int64_t scale_kind, bool clip) {
   const char* op = "gptq_solve";
   const Input wi(op, w), ui(op, u), ci(op, codebook), si(op, scales), zi(op, zeros), oi(op, order);
   require(wi.array.dims == 2, op, "expected w of shape [N, K], got ", wi.array.dims, " dimensions");
   const WeightSpec spec = make_spec(op, wi.array.shape[0], wi.array.shape[1], bits, group,
                                     scale_kind, codebook.has_value());
-  QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array);
+  QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array, clip);
   check_array(op, "u", ui.array, DType::f32, {spec.k, spec.k});
   if (order) check_array(op, "order", oi.array, DType::i32, {spec.k});
   QuantizeOutputs out(a, si, zi);
-  gptq_solve({a, ui.array.floats(), static_cast<const std::int32_t*>(oi.array.data)}, pool_for);
-  return {out.codes, out.scales, out.zeros};
+  Tensor clipped = empty({spec.n}, ScalarType::Int);
+  gptq_solve({a, ui.array.floats(), static_cast<const std::int32_t*>(oi.array.data),
+              static_cast<std::int32_t*>(data(clipped))},
+             active_kernels(), pool_for);
+  return {out.codes, out.scales, out.zeros, clipped};
 }
 
 Tensor dequantize_op(const Tensor& codes, const Tensor& scales, const MaybeTensor& zeros,
@@ -314,10 +317,11 @@ void confidence_update_op(const Tensor& sums, const Tensor& argmax, const Tensor
 STABLE_TORCH_LIBRARY(calibit, m) {
   m.def(
       "quantize(Tensor w, Tensor? codebook, Tensor? scales, Tensor? zeros, int bits, int group, "
-      "int scale_kind) -> (Tensor, Tensor, Tensor)");
+      "int scale_kind, bool clip) -> (Tensor, Tensor, Tensor)");
   m.def(
       "gptq_solve(Tensor w, Tensor u, Tensor? codebook, Tensor? scales, Tensor? zeros, "
-      "Tensor? order, int bits, int group, int scale_kind) -> (Tensor, Tensor, Tensor)");
+      "Tensor? order, int bits, int group, int scale_kind, bool clip) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def(
       "dequantize(Tensor codes, Tensor scales, Tensor? zeros, Tensor? codebook, "
       "Tensor? nested_scales, Tensor? nested_codebook, Tensor? nested_offset, int n, int k, "

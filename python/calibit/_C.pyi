@@ -85,9 +85,11 @@ def gptq_solve(
     scales: numpy.ndarray | None = None,
     zeros: numpy.ndarray | None = None,
     order: numpy.ndarray | None = None,
+    clip: bool = False,
+    kernels: str = "",
 ) -> tuple:
     """
-    GPTQ column solver: (codes, scales, zeros or None).
+    GPTQ column solver: (codes, scales, zeros or None, weights cut off per row).
     """
 
 def kernels() -> list:
@@ -150,6 +152,7 @@ def quantize(
     codebook: numpy.ndarray | None = None,
     scales: numpy.ndarray | None = None,
     zeros: numpy.ndarray | None = None,
+    clip: bool = False,
     kernels: str = "",
 ) -> tuple:
     """

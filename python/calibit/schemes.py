@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibit.registry import Format, formats
@@ -16,13 +16,18 @@ from calibit.registry import Format, formats
 FLOATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Scheme tokens that leave weights in floating point, with the torch dtype's name."""
 
-SOLVERS = ("gptq",)
+SOLVERS: dict[str, str] = {
+    "gptq": "column by column, each rounding error passed on to the columns not yet rounded",
+    "gptaq": "gptq against the outputs of the unquantized model instead of the layer's own",
+}
+"""Solvers other than nearest rounding, with what they do."""
 
 OPTIONS: dict[str, str] = {
     "dq": "double quantization: 8-bit scales with a second level of scales (codebook formats)",
     "asym": "integer zero point per group (integer formats)",
     "fzero": "real zero point per group (integer formats); asym-fzero says the same",
-    "actorder": "round the columns with the largest activations first (gptq)",
+    "actorder": "round the columns with the largest activations first (gptq, gptaq)",
+    "mse": "clip search: a group's range is the one with the smallest error, not the whole",
     "head": "also quantize the output head (lm_head)",
 }
 """Options in canonical order, with what they do."""
@@ -36,7 +41,7 @@ class Scheme:
     """What to do to a weight. Made by `parse`; ``str()`` gives the canonical scheme string.
 
     Attributes:
-        solver: ``"nearest"`` or ``"gptq"``.
+        solver: ``"nearest"`` or a key of `SOLVERS`.
         format: name in the registry, path of a codebook file, or ``fp32``, ``bf16``, ``fp16``.
         group: weights along a row that share a scale; 0 = the row, -1 = the whole tensor.
         options: subset of `OPTIONS`.
@@ -56,6 +61,16 @@ class Scheme:
         if weight_format.is_integer or self.group != weight_format.group:
             parts.append({ROW: "row", TENSOR: "tensor"}.get(self.group, f"g{self.group}"))
         return "-".join(parts + [o for o in OPTIONS if o in self.options])
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether a solver needs calibration: every solver but nearest rounding does."""
+        return self.solver in SOLVERS
+
+    @property
+    def nearest(self) -> Scheme:
+        """The scheme that stores weights in the same form and rounds each to its nearest code."""
+        return replace(self, solver="nearest", options=self.options - {"actorder"})
 
     @property
     def is_float(self) -> bool:
@@ -162,7 +177,7 @@ def read_codebook(path: str) -> Format:
 def _split(text: str) -> tuple[list[str], list[str]]:
     """The codebook path, if the string names one, and the other tokens in lower case."""
     suffixes = "|".join(re.escape(s) for s in _CODEBOOK_SUFFIXES)
-    match = re.fullmatch(rf"(?:(gptq)-)?(.*(?:{suffixes}))(?:-(.*))?", text.strip())
+    match = re.fullmatch(rf"(?:({'|'.join(SOLVERS)})-)?(.*(?:{suffixes}))(?:-(.*))?", text.strip())
     if match:
         rest = [match[1]] if match[1] else []
         return [match[2]], rest + (match[3].lower().split("-") if match[3] is not None else [])
@@ -221,7 +236,5 @@ def _check(scheme: Scheme, text: str, group_given: bool) -> None:
         refuse("a zero point needs an integer format (int2 to int8)")
     if "dq" in scheme.options and weight_format.scale_type != "f32":
         refuse("dq needs a format with float32 scales, such as nf4, fp4 or a codebook file")
-    if "actorder" in scheme.options and scheme.solver != "gptq":
-        refuse("actorder is an option of the gptq solver")
-    if scheme.solver == "gptq" and scheme.group == TENSOR:
-        refuse("gptq works with groups or rows, not with one scale per tensor")
+    if "actorder" in scheme.options and not scheme.is_solved:
+        refuse(f"actorder is an option of the solvers {' and '.join(SOLVERS)}")

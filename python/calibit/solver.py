@@ -17,6 +17,9 @@ import torch
 DAMPING = 0.01
 """Share of the mean diagonal added to the diagonal before factorizing (the GPTQ paper's value)."""
 
+CROSS_SHARE = 0.25
+"""Share of the step towards the unquantized model's outputs that `gptaq` takes."""
+
 _DAMPING_STEP = 10.0
 _DAMPING_LIMIT = 1.0
 
@@ -30,8 +33,8 @@ class FactorInfo:
         requested: the relative damping that was asked for; smaller than `damping` when the
             matrix needed more.
         dead: bool `[K]`, inputs that were zero in every calibration token. Their Hessian column was
-            replaced by that of the identity; the solver must set the weights of these columns to
-            zero.
+            replaced by that of the identity, so that their weights are rounded to nearest: the
+            calibration text gives no reason to drop them.
     """
 
     damping: float
@@ -45,24 +48,37 @@ class FactorInfo:
         if self.damping != self.requested:
             parts.append(f"damping raised from {self.requested:g} to {self.damping:g}")
         if dead := int(self.dead.sum()):
-            parts.append(f"{dead} of {self.dead.numel()} inputs were always zero")
+            parts.append(
+                f"{dead} of {self.dead.numel()} inputs were always zero: rounded to nearest"
+            )
         return "; ".join(parts)
 
 
 class Factored(NamedTuple):
-    """The upper factor U, float64 `[K, K]`, how it was found, and the order of its columns.
+    """What the column solver needs to know of a Hessian.
 
-    `order` is None for the natural order, else int64 `[K]`: row and column t of U belong to input
-    `order[t]`.
+    Attributes:
+        upper: U, float64 `[K, K]`.
+        info: how it was found.
+        order: None for the natural order, else int64 `[K]`: row and column t of U belong to input
+            `order[t]`.
+        hessian: the matrix itself, float32 `[K, K]`, undamped, for the proxy loss.
+        shift: None, or float32 `[K, K]`: the solver's target is W + W shift.
     """
 
     upper: torch.Tensor
     info: FactorInfo
-    order: torch.Tensor | None = None
+    order: torch.Tensor | None
+    hessian: torch.Tensor
+    shift: torch.Tensor | None = None
 
 
 def factor(
-    hessian: torch.Tensor, damping: float = DAMPING, *, activation_order: bool = False
+    hessian: torch.Tensor,
+    damping: float = DAMPING,
+    *,
+    activation_order: bool = False,
+    cross: torch.Tensor | None = None,
 ) -> Factored:
     """Upper triangular U with inv(H + damping) = U^T U.
 
@@ -72,17 +88,21 @@ def factor(
 
     Args:
         hessian: `[K, K]`, symmetric, any positive scale: the sum or mean of x x^T over calibration
-        tokens.
+            tokens.
         damping: share of the mean diagonal that is added to the diagonal, > 0.
         activation_order: take the inputs by falling diagonal of H (those with the largest
-        activations first).
+            activations first).
+        cross: `[K, K]`, the sum or mean of (y - x) x^T over the same tokens, y the inputs that the
+            unquantized model has in the place of x. Li et al., "GPTAQ", arXiv 2504.02692: the
+            quantized layer is fitted to the outputs W y. Of all weights, W + W cross inv(H) comes
+            closest to them on x; it is the solver's target, with `CROSS_SHARE` of the step.
 
     Returns:
         U as float64 `[K, K]` on the Hessian's device, with the damping used and the dead inputs.
 
     Raises:
-        ValueError: the matrix is not square, holds NaN or Inf, has a negative diagonal entry, or
-            cannot be factorized even with a damping of 1.
+        ValueError: the matrix is not square, not symmetric, zero, holds NaN or Inf, has a negative
+            diagonal entry, or cannot be factorized even with a damping of 1.
 
     Example:
         >>> upper = factor(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.01).upper
@@ -110,9 +130,27 @@ def factor(
                 "[factor] expected a positive definite Hessian, got one that a damping of "
                 f"{_DAMPING_LIMIT:g} does not mend: check that it is a sum of outer products"
             )
+    del damped
     identity = torch.eye(lower.shape[0], dtype=torch.float64, device=lower.device)
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return Factored(inverse.flip(0, 1).contiguous(), FactorInfo(used, damping, dead), order)
+    upper = inverse.flip(0, 1).contiguous()
+    shift = None if cross is None else _shift(cross, upper, order)
+    info = FactorInfo(used, damping, dead)
+    return Factored(upper, info, order, hessian.detach().float(), shift)
+
+
+def _shift(cross: torch.Tensor, upper: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """CROSS_SHARE * cross inv(H), inputs in their natural order."""
+    if cross.shape != upper.shape or not bool(torch.isfinite(cross).all()):
+        raise ValueError(
+            f"[factor] expected a finite cross [{upper.shape[0]}, {upper.shape[0]}], got "
+            f"{'NaN or Inf' if cross.shape == upper.shape else list(cross.shape)}"
+        )
+    right = cross.to(upper) if order is None else cross.to(upper)[:, order]
+    solved = CROSS_SHARE * ((right @ upper.T) @ upper)
+    if order is not None:
+        solved = solved[:, torch.argsort(order)]
+    return solved.float()
 
 
 def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,6 +159,8 @@ def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch
         raise ValueError(
             f"[factor] expected a square Hessian [K, K], got shape {tuple(hessian.shape)}"
         )
+    if not hessian.is_floating_point():
+        raise ValueError(f"[factor] expected a floating-point Hessian, got {hessian.dtype}")
     if not 0 < damping <= _DAMPING_LIMIT:
         raise ValueError(f"[factor] expected a damping in (0, {_DAMPING_LIMIT:g}], got {damping}")
     copy = hessian.detach().to(torch.float64, copy=True)
@@ -129,14 +169,24 @@ def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch
             "[factor] expected a finite Hessian, got NaN or Inf: check the calibration activations"
         )
     diagonal = copy.diagonal()
+    # A float32 sum of outer products is symmetric to about 1e-6 of its largest entry.
+    if bool((copy - copy.T).abs().max() > 1e-3 * diagonal.abs().max()):
+        raise ValueError(
+            "[factor] expected a symmetric Hessian, got one that differs from its transpose: check "
+            "that it is a sum of outer products"
+        )
     if bool((diagonal < 0).any()):
         raise ValueError(
             f"[factor] expected a diagonal >= 0, got {float(diagonal.min()):g}: check that the "
             "Hessian is a sum of outer products"
         )
     dead = diagonal == 0
+    if bool(dead.all()):
+        raise ValueError(
+            "[factor] expected a Hessian other than zero: no calibration token reached this layer, "
+            "or all its inputs were zero; give other calibration text or round to nearest"
+        )
     copy[dead, :] = 0
     copy[:, dead] = 0
-    mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.ones((), dtype=copy.dtype)
-    diagonal[dead] = mean.to(copy.device)
+    diagonal[dead] = diagonal[~dead].mean()
     return copy, dead

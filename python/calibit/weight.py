@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from calibit import ops
-from calibit.registry import NESTED_BLOCK
-from calibit.schemes import TENSOR, Scheme, parse
+from calibit import ops, rounding
+from calibit.schemes import Scheme, parse
 from calibit.solver import DAMPING, Factored, factor
 
 Tensor = torch.Tensor
@@ -177,16 +176,22 @@ def quantize(
     scheme: str | Scheme,
     *,
     hessian: Tensor | Factored | None = None,
+    cross: Tensor | None = None,
     damping: float = DAMPING,
 ) -> QuantizedWeight:
     """Quantize one weight: the same call for every solver and format.
 
+    A solver's codes are kept only where their proxy loss tr((W-Q) H (W-Q)^T) is not above that of
+    nearest rounding; otherwise the result's scheme is that of nearest rounding and a note says so.
+
     Args:
         weight: ``[N, K]`` of any floating dtype, rows are output features; torch or NumPy.
         scheme: such as ``"nf4"``, ``"int4-g32-asym"``, ``"gptq-int4-g128"``.
-        hessian: for ``gptq``: ``[K, K]``, sum or mean of x x^T over calibration inputs, or its
+        hessian: for solvers: ``[K, K]``, sum or mean of x x^T over calibration inputs, or its
             factor from `calibit.solver.factor` (shared by weights with the same input).
-        damping: for ``gptq``: share of the mean diagonal that is added to the Hessian's diagonal.
+        cross: for ``gptaq``: ``[K, K]``, sum or mean of (y - x) x^T, y the unquantized model's
+            input where x is this layer's; contained in a factor.
+        damping: for solvers: share of the mean diagonal that is added to the Hessian's diagonal.
 
     Returns:
         The quantized weight, on the weight's device. Deterministic.
@@ -202,28 +207,83 @@ def quantize(
         True
     """
     scheme = parse(scheme)
+    if not scheme.is_solved:
+        w, device = _as_matrix(weight)
+        q = _assembled(w, scheme, rounding.nearest(w, scheme))
+        return q if device.type == "cpu" else to_device(q, device)
+    if hessian is None:
+        k = weight.shape[-1]
+        raise ValueError(
+            f"[quantize] expected hessian= [{k}, {k}] for '{scheme}', got none: collect it from "
+            "calibration inputs, or use quantize_model(..., calibration=texts)"
+        )
+    if not isinstance(hessian, Factored):
+        ordered = "actorder" in scheme.options
+        hessian = factor(hessian, damping, activation_order=ordered, cross=cross)
+    return solve(weight, scheme, hessian).weight
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A weight quantized by a solver, compared with nearest rounding.
+
+    Attributes:
+        weight: what was kept; its scheme names the solver.
+        loss: tr((T-Q) H (T-Q)^T) of what was kept, in the units of the Hessian. T is the weight;
+            for ``gptaq`` it is the weight that comes closest to the unquantized model's outputs.
+        loss_nearest: the same of nearest rounding.
+        clipped: share of weights that were cut off at their turn (`calibit.ops.gptq_solve`); None
+            where nearest rounding was kept.
+    """
+
+    weight: QuantizedWeight
+    loss: float
+    loss_nearest: float
+    clipped: float | None
+
+
+def solve(
+    weight: Tensor | np.ndarray[Any, Any], scheme: str | Scheme, factored: Factored
+) -> Solution:
+    """Quantize one weight with a solver and keep the better of its codes and nearest rounding.
+
+    Args:
+        weight: ``[N, K]``, as for `quantize`.
+        scheme: with a solver.
+        factored: from `calibit.solver.factor`.
+
+    Raises:
+        ValueError: as `quantize`.
+    """
+    scheme = parse(scheme)
     w, device = _as_matrix(weight)
-    codebook = _codebook(scheme)
-    form: dict[str, Any] = {"bits": scheme.bits, "group": max(scheme.group, 0)}
-    if scheme.solver == "gptq":
-        factored = _factored(hessian, w.shape[1], scheme, damping)
-        w[:, factored.info.dead.cpu()] = 0
-    fixed = _fixed_scales(w, scheme, codebook, form)
-    form["kind"] = _plain_kind(scheme)
-    scales, zeros = fixed.plain if fixed is not None else (None, None)
-    notes: tuple[str, ...] = ()
-    if scheme.solver == "gptq":
-        upper = factored.upper.to("cpu", torch.float32)
-        order = None if factored.order is None else factored.order.to("cpu", torch.int32)
-        solved = ops.gptq_solve(w, upper, codebook, scales, zeros, order, **form)
-        notes = (factored.info.note,) if factored.info.note else ()
-    else:
-        solved = ops.quantize(w, codebook, scales, zeros, **form)
-    tensors: dict[str, Any] = dict(zip(("codes", "scales", "zeros"), solved, strict=True))
-    if fixed is not None:
-        tensors |= fixed.stored
-    q = QuantizedWeight((w.shape[0], w.shape[1]), scheme, codebook=codebook, notes=notes, **tensors)
-    return q if device.type == "cpu" else to_device(q, device)
+    _check_factored(factored, w.shape[1], scheme)
+    target = w if factored.shift is None else w + w @ factored.shift.cpu()
+    hessian = factored.hessian.cpu()
+    tensors, cut_off = rounding.solved(target, w, scheme, factored)
+    notes = (factored.info.note,) if factored.info.note else ()
+    q = _assembled(w, scheme, tensors, notes)
+    near = _assembled(w, scheme.nearest, rounding.nearest(w, scheme.nearest), notes)
+    loss, loss_nearest = (proxy_loss(v.dequantize().sub_(target), hessian) for v in (q, near))
+    clipped: float | None = int(cut_off.sum()) / w.numel()
+    if loss > loss_nearest:
+        ratio = loss / loss_nearest if loss_nearest else float("inf")
+        reason = f"{scheme.solver} has {ratio:.3f} times the loss of nearest rounding: nearest kept"
+        q, loss, clipped = replace(near, notes=(*notes, reason)), loss_nearest, None
+    if device.type != "cpu":
+        q = replace(to_device(q, device), notes=q.notes)
+    return Solution(q, loss, loss_nearest, clipped)
+
+
+def proxy_loss(difference: Tensor, hessian: Tensor) -> float:
+    """tr(D H D^T): the squared error of a layer's output, summed over outputs and tokens.
+
+    Args:
+        difference: D, float32 ``[N, K]``.
+        hessian: the sum of x x^T, float32 ``[K, K]``.
+    """
+    # A sum of squares: float32 products keep six digits of it, float64 would take twice as long.
+    return float((difference @ hessian).mul_(difference).sum(dtype=torch.float64))
 
 
 def to_device(q: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:
@@ -232,43 +292,11 @@ def to_device(q: QuantizedWeight, device: torch.device | str) -> QuantizedWeight
     return QuantizedWeight.from_tensors(moved, scheme=q.scheme, shape=q.shape)
 
 
-@dataclass(frozen=True)
-class _FixedScales:
-    """Scales chosen before the codes: as the rounding sees them, and as they are stored."""
-
-    plain: tuple[Tensor, Tensor | None]
-    stored: dict[str, Tensor]
-
-
-def _fixed_scales(
-    w: Tensor, scheme: Scheme, codebook: Tensor | None, form: dict[str, Any]
-) -> _FixedScales | None:
-    """Scales for the schemes that fix them first: one per tensor, nested ones, activation order."""
-    if not (scheme.group == TENSOR or scheme.options & {"dq", "actorder"}):
-        return None
-    kind = _plain_kind(scheme)
-    rows = w.reshape(1, -1) if scheme.group == TENSOR else w
-    _, scales, zeros = ops.quantize(rows, codebook, **form, kind=kind)
-    if scheme.group == TENSOR:
-        scales = scales.expand(w.shape[0], 1).contiguous()
-        zeros = None if zeros is None else zeros.expand(w.shape[0], 1).contiguous()
-    if "dq" not in scheme.options:
-        return _FixedScales((scales, zeros), {})
-    codes, nested, nested_codebook, offset = ops.double_quantize(scales)
-    stored = {
-        "scales": codes,
-        "nested_scales": nested,
-        "nested_codebook": nested_codebook,
-        "nested_offset": offset,
-    }
-    block = torch.arange(scales.numel()) // NESTED_BLOCK
-    values = nested_codebook[codes.flatten().long()] * nested[block] + offset
-    return _FixedScales((values.reshape(scales.shape), None), stored)
-
-
-def _plain_kind(scheme: Scheme) -> int:
-    zero = "u8" if "asym" in scheme.options else "f32" if "fzero" in scheme.options else "none"
-    return ops.scale_kind(scheme.weight_format.scale_type, zero)
+def _assembled(
+    w: Tensor, scheme: Scheme, tensors: dict[str, Any], notes: tuple[str, ...] = ()
+) -> QuantizedWeight:
+    shape = (w.shape[0], w.shape[1])
+    return QuantizedWeight(shape, scheme, notes=notes, **tensors)
 
 
 def _as_matrix(weight: Tensor | np.ndarray[Any, Any]) -> tuple[Tensor, torch.device]:
@@ -295,34 +323,18 @@ def _from_numpy(weight: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _codebook(scheme: Scheme) -> Tensor | None:
-    values = scheme.weight_format.codebook
-    return None if values is None else torch.tensor(values, dtype=torch.float32)
-
-
-def _factored(
-    hessian: Tensor | Factored | None, k: int, scheme: Scheme, damping: float
-) -> Factored:
-    if hessian is None:
+def _check_factored(factored: Factored, k: int, scheme: Scheme) -> None:
+    if factored.upper.shape != (k, k):
         raise ValueError(
-            f"[quantize] expected hessian= [{k}, {k}] for '{scheme}', got none: collect it from "
-            "calibration inputs, or use quantize_model(..., calibration=texts)"
+            f"[quantize] expected a Hessian [{k}, {k}], got {list(factored.upper.shape)}"
         )
-    ordered = "actorder" in scheme.options
-    result = (
-        hessian
-        if isinstance(hessian, Factored)
-        else factor(hessian, damping, activation_order=ordered)
-    )
-    if result.upper.shape != (k, k):
-        raise ValueError(
-            f"[quantize] expected a Hessian [{k}, {k}], got {list(result.upper.shape)}"
-        )
-    if ordered and result.order is None:
-        raise ValueError(f"[quantize] '{scheme}' needs factor(..., activation_order=True)")
-    if not ordered and result.order is not None:
-        raise ValueError(f"[quantize] '{scheme}' needs a factor without activation order")
-    return result
+    if ("actorder" in scheme.options) != (factored.order is not None):
+        wanted = "a factor without" if factored.order is not None else "factor(...) with"
+        raise ValueError(f"[quantize] '{scheme}' needs {wanted} activation_order=True")
+    if (scheme.solver == "gptaq") != (factored.shift is not None):
+        wanted = "no cross=" if factored.shift is not None else f"cross= [{k}, {k}]"
+        got = "one" if factored.shift is not None else "none"
+        raise ValueError(f"[quantize] expected {wanted} for '{scheme}', got {got}")
 
 
 def _check_names(names: set[str], scheme: Scheme) -> None:

@@ -167,7 +167,7 @@ def _solve_(
     for name, (layer, scheme) in jobs.items():
         hessian = hessians[name]
         curvature = None
-        if hessian is not None:
+        if hessian is not None and bool(hessian.total.diagonal().any()):
             ordered = "actorder" in scheme.options
             key = (id(hessian), ordered)
             if key not in curvatures:

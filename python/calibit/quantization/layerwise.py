@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,18 +34,6 @@ class Curvature:
     factored: Factored
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A quantized weight and how it was chosen."""
-
-    weight: QuantizedWeight
-    solver: str
-    loss: float | None = None
-    loss_nearest: float | None = None
-    damping: float | None = None
-    notes: tuple[str, ...] = ()
-
-
 def quantize_layer_(
     model: nn.Module,
     layer: structure.LinearLayer,
@@ -65,81 +54,55 @@ def quantize_layer_(
     """
     started = perf_counter()
     dense = layer.weight(model)
-    choice = _choose(dense, scheme, curvature)
-    error = _relative_error(dense, choice.weight)
+    quantized, facts = _choose(dense, scheme, curvature)
+    error = _relative_error(dense, quantized)
     old = model.get_submodule(layer.name)
-    new = QuantizedLinear.from_weight(choice.weight, layer.bias(model), dense.dtype)
+    new = QuantizedLinear.from_weight(quantized, layer.bias(model), dense.dtype)
     new.train(old.training)
     structure.replace_(model, layer.names, new)
     return ModuleReport(
         name=layer.name,
         shape=layer.shape,
-        scheme=str(choice.weight.scheme),
-        solver=choice.solver,
+        scheme=str(quantized.scheme),
         error=error,
         bits_per_weight=new.bits_per_weight,
         nbytes_codes=new.nbytes_codes,
         nbytes_meta=new.nbytes_meta,
         seconds=perf_counter() - started,
-        loss=choice.loss,
-        loss_nearest=choice.loss_nearest,
-        damping=choice.damping,
-        notes=choice.notes,
+        **facts,
     )
 
 
-def nearest_of(scheme: Scheme) -> Scheme:
-    """The scheme that stores weights in the same form and rounds each to its nearest code."""
-    return replace(scheme, solver="nearest", options=scheme.options - {"actorder"})
-
-
-def output_loss(difference: torch.Tensor, hessian: Hessian) -> float:
-    """tr(D H D^T) per token: a layer's mean squared output error, summed over its outputs.
-
-    Args:
-        difference: D = W - Q, float32 `[N, K]`.
-        hessian: the sum of x x^T, `[K, K]`.
-    """
-    # A sum of squares: float32 keeps six digits of it, float64 would take twice as long.
-    weighted = (difference @ hessian.total.float()).mul_(difference)
-    return float(weighted.sum(dtype=torch.float64)) / hessian.rows
-
-
-def _choose(dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None) -> _Choice:
-    """The codes to keep for one weight."""
-    if scheme.solver != "gptq":
-        return _Choice(weight.quantize(dense, scheme), scheme.solver)
-    nearest = weight.quantize(dense, nearest_of(scheme))
+def _choose(
+    dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None
+) -> tuple[QuantizedWeight, dict[str, Any]]:
+    """The weight to keep, and what its row says about how it was chosen."""
+    if not scheme.is_solved:
+        return weight.quantize(dense, scheme), {"solver": scheme.solver}
     if curvature is None:
-        return _Choice(
-            nearest, "nearest", notes=("no calibration token reached it: nearest rounding",)
-        )
-    solved = weight.quantize(dense, scheme, hessian=curvature.factored)
-    loss = output_loss(_difference(dense, solved), curvature.hessian)
-    loss_nearest = output_loss(_difference(dense, nearest), curvature.hessian)
-    info = curvature.factored.info
-    notes: tuple[str, ...] = (info.note,) if info.note else ()
-    if loss > loss_nearest:
-        ratio = loss / loss_nearest if loss_nearest else float("inf")
-        notes = (*notes, f"gptq has {ratio:.3f} times the loss of nearest rounding: nearest kept")
-        return _Choice(nearest, "nearest", loss_nearest, loss_nearest, info.damping, notes)
-    return _Choice(solved, "gptq", loss, loss_nearest, info.damping, notes)
-
-
-def _difference(dense: torch.Tensor, quantized: QuantizedWeight) -> torch.Tensor:
-    """Q - W in float32, the only copy of that size."""
-    difference = quantized.dequantize(torch.float32)
-    for part, original in zip(_parts(difference), _parts(dense), strict=True):
-        part.sub_(original)
-    return difference
+        note = "no calibration token reached it: nearest rounding"
+        return weight.quantize(dense, scheme.nearest), {"solver": "nearest", "notes": (note,)}
+    solution = weight.solve(dense, scheme, curvature.factored)
+    return solution.weight, {
+        "solver": solution.weight.scheme.solver,
+        "loss": solution.loss / curvature.hessian.rows,
+        "loss_nearest": solution.loss_nearest / curvature.hessian.rows,
+        "damping": curvature.factored.info.damping,
+        "clipped": solution.clipped,
+        "notes": solution.weight.notes,
+    }
 
 
 def _relative_error(dense: torch.Tensor, quantized: QuantizedWeight) -> float:
     """Norm of the difference over norm of the weight."""
-    parts = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in _parts(dense)]
-    norm = float(torch.linalg.vector_norm(torch.stack(parts)))
-    difference = float(torch.linalg.vector_norm(_difference(dense, quantized)))
-    return difference / norm if norm > 0 else difference
+    difference = quantized.dequantize()  # the only float32 copy of that size
+    norms = []
+    for part, original in zip(_parts(difference), _parts(dense), strict=True):
+        part.sub_(original)
+        norms.append(torch.linalg.vector_norm(original, dtype=torch.float32))
+    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+    error = float(torch.linalg.vector_norm(difference))
+    return error / norm if norm > 0 else error
 
 
 def _parts(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:

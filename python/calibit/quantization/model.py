@@ -22,7 +22,7 @@ from calibit.footprint import release_freed_memory
 from calibit.io import native
 from calibit.modules import QuantizedLinear
 from calibit.quantization import calibration_text, gptq, plans
-from calibit.quantization.layerwise import nearest_of, quantize_layer_
+from calibit.quantization.layerwise import quantize_layer_
 from calibit.quantization.report import KeptWeight, ModuleReport, Report
 from calibit.schemes import Scheme
 from calibit.tasks import texts
@@ -171,9 +171,9 @@ def _run_(
     notes: tuple[str, ...] = ()
     try:
         for layer, scheme in jobs:
-            if scheme.solver != "gptq":
+            if not scheme.is_solved:
                 done(quantize_layer_(model, layer, scheme))
-        solved = [job for job in jobs if job[1].solver == "gptq"]
+        solved = [job for job in jobs if job[1].is_solved]
         if solved and data is not None:
             notes = data.notes + gptq.solve_model_(model, solved, data, done)
     except (ValueError, RuntimeError) as error:
@@ -223,7 +223,12 @@ def _rehearse(jobs: Sequence[gptq.Job]) -> None:
     """Let each scheme quantize a tiny weight: one that fails is refused before anything changes."""
     tiny = torch.linspace(-1, 1, 16).reshape(2, 8)
     for scheme in dict.fromkeys(scheme for _, scheme in jobs):
-        weight.quantize(tiny, nearest_of(scheme))
+        if scheme.solver == "gptaq":
+            raise ValueError(
+                f"[quantize_model] expected nearest rounding or gptq for a model, got '{scheme}': "
+                "gptaq quantizes single weights (calibit.quantize)"
+            )
+        weight.quantize(tiny, scheme.nearest)
 
 
 def _calibration(
@@ -234,7 +239,7 @@ def _calibration(
     model: nn.Module,
 ) -> calibration_text.Calibration | None:
     """The calibration sequences when a scheme needs them."""
-    solved = [str(scheme) for _, scheme in jobs if scheme.solver == "gptq"]
+    solved = [str(scheme) for _, scheme in jobs if scheme.is_solved]
     if not solved:
         return None
     if source is None:

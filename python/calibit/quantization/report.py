@@ -18,16 +18,18 @@ class ModuleReport:
         name: dotted module name.
         shape: `(N, K)`.
         scheme: the scheme of the stored weight.
-        solver: the solver whose codes were kept, `"gptq"` or `"nearest"`.
+        solver: the solver whose codes were kept, `"nearest"` or a key of `calibit.schemes.SOLVERS`.
         error: norm of (W - Q) divided by the norm of W (Frobenius); 0 for a zero weight.
         bits_per_weight: stored bits per weight, metadata included.
         nbytes_codes: bytes of the codes.
         nbytes_meta: bytes of scales, zero points and codebooks.
         seconds: time spent on this layer, its share of calibration not included.
-        loss: GPTQ only: tr((W-Q) H (W-Q)^T) per calibration token, the mean squared error of the
+        loss: solvers only: tr((W-Q) H (W-Q)^T) per calibration token, the mean squared error of the
         layer's output.
         loss_nearest: the same of nearest rounding.
-        damping: GPTQ only: the relative damping used.
+        damping: solvers only: the relative damping used.
+        clipped: share of weights that were cut off when their turn came (`calibit.ops.gptq_solve`);
+        None where nearest rounding was kept.
         notes: sentences about anything out of the ordinary.
     """
 
@@ -43,6 +45,7 @@ class ModuleReport:
     loss: float | None = None
     loss_nearest: float | None = None
     damping: float | None = None
+    clipped: float | None = None
     notes: tuple[str, ...] = ()
 
     @property

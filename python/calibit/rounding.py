@@ -1,0 +1,116 @@
+"""From a float matrix and a scheme to the canonical tensors of its quantized form.
+
+The steps that `calibit.weight.quantize` puts together: scales that must be fixed before the codes
+(one per tensor, double-quantized, or for activation order), nearest rounding, the column solver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calibit import ops
+from calibit.registry import NESTED_BLOCK
+from calibit.schemes import TENSOR, Scheme
+from calibit.solver import Factored
+
+Tensor = torch.Tensor
+
+_NAMES = ("codes", "scales", "zeros")
+
+
+def nearest(w: Tensor, scheme: Scheme) -> dict[str, Any]:
+    """Canonical tensors by nearest rounding.
+
+    Args:
+        w: float32 ``[N, K]`` on the CPU.
+        scheme: format, granularity and options; its solver is not looked at.
+    """
+    fixed = _fixed_scales(w, scheme)
+    form = _form(scheme)
+    if fixed is None:
+        rounded = ops.quantize(w, form.codebook, clip=form.clip, **form.numbers)
+    else:
+        rounded = ops.quantize(w, form.codebook, *fixed.plain, **form.numbers)
+    return _tensors(rounded, form.codebook, fixed)
+
+
+def solved(
+    target: Tensor, w: Tensor, scheme: Scheme, factored: Factored
+) -> tuple[dict[str, Any], Tensor]:
+    """Canonical tensors by the column solver, and how many weights of each row were cut off.
+
+    Args:
+        target: float32 ``[N, K]``, what is rounded.
+        w: float32 ``[N, K]``, what scales are chosen from where they are fixed first.
+        scheme: as in `nearest`.
+        factored: the Hessian's factor.
+    """
+    fixed = _fixed_scales(w, scheme)
+    form = _form(scheme)
+    scales, zeros = (None, None) if fixed is None else fixed.plain
+    upper = factored.upper.to("cpu", torch.float32)
+    order = None if factored.order is None else factored.order.to("cpu", torch.int32)
+    clip = form.clip and fixed is None
+    *rounded, cut_off = ops.gptq_solve(
+        target, upper, form.codebook, scales, zeros, order, clip=clip, **form.numbers
+    )
+    return _tensors(rounded, form.codebook, fixed), cut_off
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A scheme as the operators want it."""
+
+    codebook: Tensor | None
+    clip: bool
+    numbers: Any  # bits, group, kind
+
+
+def _form(scheme: Scheme) -> _Form:
+    weight_format = scheme.weight_format
+    zero = "u8" if "asym" in scheme.options else "f32" if "fzero" in scheme.options else "none"
+    kind = ops.scale_kind(weight_format.scale_type, zero)
+    values = weight_format.codebook
+    codebook = None if values is None else torch.tensor(values, dtype=torch.float32)
+    numbers = {"bits": scheme.bits, "group": max(scheme.group, 0), "kind": kind}
+    return _Form(codebook, "mse" in scheme.options, numbers)
+
+
+@dataclass(frozen=True)
+class _FixedScales:
+    """Scales chosen before the codes: as the rounding sees them, and as they are stored."""
+
+    plain: tuple[Tensor, Tensor | None]
+    stored: dict[str, Tensor]
+
+
+def _tensors(rounded: Any, codebook: Tensor | None, fixed: _FixedScales | None) -> dict[str, Any]:
+    tensors = {**dict(zip(_NAMES, rounded, strict=True)), "codebook": codebook}
+    return tensors if fixed is None else tensors | fixed.stored
+
+
+def _fixed_scales(w: Tensor, scheme: Scheme) -> _FixedScales | None:
+    """Scales for the schemes that fix them first: one per tensor, nested ones, activation order."""
+    if not (scheme.group == TENSOR or scheme.options & {"dq", "actorder"}):
+        return None
+    form = _form(scheme)
+    rows = w.reshape(1, -1) if scheme.group == TENSOR else w
+    _, scales, zeros = ops.quantize(rows, form.codebook, clip=form.clip, **form.numbers)
+    if scheme.group == TENSOR:
+        scales = scales.expand(w.shape[0], 1).contiguous()
+        zeros = None if zeros is None else zeros.expand(w.shape[0], 1).contiguous()
+    if "dq" not in scheme.options:
+        return _FixedScales((scales, zeros), {})
+    codes, nested, nested_codebook, offset = ops.double_quantize(scales)
+    stored = {
+        "scales": codes,
+        "nested_scales": nested,
+        "nested_codebook": nested_codebook,
+        "nested_offset": offset,
+    }
+    block = torch.arange(scales.numel()) // NESTED_BLOCK
+    values = nested_codebook[codes.flatten().long()] * nested[block] + offset
+    return _FixedScales((values.reshape(scales.shape), None), stored)
