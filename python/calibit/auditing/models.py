@@ -67,7 +67,7 @@ class Entry:
         from calibit.quantization import plans
 
         found = () if self.scheme is None else plans.load(self.scheme).schemes
-        return any(scheme.solver == "gptq" for scheme in found)
+        return any(scheme.is_solved for scheme in found)
 
 
 @dataclass(frozen=True)
