@@ -20,6 +20,7 @@ from calibit.reporting import (
     figures,
     html,
     numbers,
+    panels,
     svg,
     tables,
     terminal,
@@ -108,6 +109,25 @@ def test_drawings_escape_names_and_are_well_formed(made: Made) -> None:
     for drawing in drawings:
         ElementTree.fromstring(drawing)
         assert "<script" not in drawing and "nan" not in drawing
+
+
+def test_values_beyond_the_scale_keep_a_mark() -> None:
+    inside = figures.interval_cell((0.1, 0.2, 9.0), low=-1, high=1)
+    beyond = figures.interval_cell((5.0, 6.0, 9.0), low=-1, high=1)
+    assert 'class="cell-dot "' in inside and 'class="cell-dot off "' in beyond
+    assert "arrow" in inside and "arrow" in beyond
+
+
+def test_trade_off_is_drawn_for_a_phone_too(made: Made) -> None:
+    wide, narrow = (ElementTree.fromstring(one) for one in panels.trade_off(made[0]))
+    assert wide.get("viewBox") == "0 0 720 340"
+    # A phone of 390 pixels leaves 358 for the drawing: texts keep their size.
+    assert narrow.get("viewBox") == "0 0 358 340"
+    for mark in narrow.iter("circle"):
+        assert 0 < float(mark.get("cx", "")) < 358
+    text = html.render(*made)
+    assert text.count('class="for-narrow"') == 1
+    assert "5 candidates: scroll the table sideways" in text
 
 
 def test_before_after_marks_every_changed_answer() -> None:
@@ -234,8 +254,10 @@ def test_every_worst_slice_of_the_verdict_is_named(made: Made) -> None:
     measured = view.succeeded(made[0])
     for row in tables.gates(measured):
         for cell in row["cells"]:
-            assert bool(cell["slice"]) == ("worst slice" in row["label"])
-            assert not cell["slice"] or re.fullmatch(r"in \w+, [\d,]+ items?", cell["slice"])
+            named = re.search(r"in \w+, [\d,]+ items?$", cell["about"])
+            assert bool(named) == ("worst slice" in row["label"])
+            failed = cell["state"] == wording.GATE_STATES["fail"]
+            assert ("99.2\u00a0% interval" in cell["about"]) == failed
 
 
 def test_the_rule_names_the_level_of_hold(made: Made) -> None:

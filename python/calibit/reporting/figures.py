@@ -235,20 +235,23 @@ def interval_cell(
     return svg.element("svg", frame, "".join(parts))
 
 
-def trade_off(points: Iterable[Mapping[str, Any]], *, x_label: str, y_label: str) -> str:
+def trade_off(
+    points: Iterable[Mapping[str, Any]], *, x_label: str, y_label: str, narrow: bool = False
+) -> str:
     """Size against damage, one mark per model.
 
     Args:
         points: mappings with name, x, y, lower, upper and verdict ("" for the baseline).
         x_label, y_label: axis titles with units.
+        narrow: drawn for the width of a phone, where texts keep their size.
     """
     rows = list(points)
-    width, height = 720, 340
-    x = Scale(0, 1.08 * max(row["x"] for row in rows), 60, width - 20)
+    width, height = (358, 340) if narrow else (720, 340)
+    x = Scale(0, 1.08 * max(row["x"] for row in rows), 48 if narrow else 60, width - 20)
     ends = [row[key] for row in rows for key in ("lower", "y", "upper")] + [0.0]
     pad = 0.08 * (max(ends) - min(ends) or 1.0)
     y = Scale(min(ends) - pad, max(ends) + pad, height - 48, 16)
-    parts = _frame(x, y, x_label, y_label, target=7)
+    parts = _frame(x, y, x_label, y_label, target=5 if narrow else 7)
     parts.append(svg.line(x.start, y(0), x.end, y(0), "zero"))
     taken: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: (row["x"], row["y"])):

@@ -11,6 +11,8 @@ from calibit.reporting.view import Audit, Candidate, Points
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+_MEMORY = "weight memory, MB"
+
 Panel = dict[str, Any]
 """name, plot and caption."""
 
@@ -22,20 +24,25 @@ def trusted(drawing: str) -> Markup:
     return Markup(drawing)
 
 
-def trade_off(audit: Audit) -> Markup | str:
-    """Weight memory against the change of perplexity; without a text, against the divergence."""
+def trade_off(audit: Audit) -> list[Markup]:
+    """Weight memory against the change of perplexity; without a text, against the divergence.
+
+    Returns:
+        The drawing for wide and for narrow screens; nothing where there is nothing to draw.
+    """
     measured = view.succeeded(audit)
     first = audit["baseline"]["footprint"].get("bytes_model")
     marks = [mark for mark in map(_mark, measured) if mark is not None]
     if not first or not marks:
-        return ""
+        return []
     origin = {"name": "baseline", "x": first / 1e6, "y": 0.0, "lower": 0.0, "upper": 0.0}
     text = audit["protocol"].get("text")
     label = f"change of perplexity of {text['name']}, %" if text else "KL from baseline, nats"
-    drawing = figures.trade_off(
-        [*marks, {**origin, "verdict": ""}], x_label="weight memory, MB", y_label=label
-    )
-    return trusted(drawing)
+    points = [*marks, {**origin, "verdict": ""}]
+    return [
+        trusted(figures.trade_off(points, x_label=_MEMORY, y_label=label, narrow=narrow))
+        for narrow in (False, True)
+    ]
 
 
 def _mark(one: Candidate) -> dict[str, Any] | None:

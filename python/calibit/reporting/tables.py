@@ -66,7 +66,7 @@ def _gate_scale(known: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 def _gate_cell(gate: Mapping[str, Any] | None, low: float, high: float) -> dict[str, Any]:
     if gate is None:
-        return {"plot": "", "text": numbers.MISSING, "slice": "", "state": "not judged"}
+        return {"plot": "", "text": numbers.MISSING, "about": "", "state": "not judged"}
     _, _, factor, digits = wording.gate_words(gate)
     plot = figures.interval_cell(
         _ends(gate, "damage"),
@@ -79,10 +79,12 @@ def _gate_cell(gate: Mapping[str, Any] | None, low: float, high: float) -> dict[
     state = wording.GATE_STATES[gate["state"]]
     need = wording.gate_need(gate)
     where = wording.gate_slice(gate)
+    bounds, special = wording.gate_bounds(gate)
+    about = [special, f"in {where}" if where else ""]
     return {
         "plot": trusted(plot),
-        "text": f"{damage} {wording.gate_bounds(gate)}".rstrip(),
-        "slice": f"in {where}" if where else "",
+        "text": f"{damage} {bounds}".rstrip(),
+        "about": ", ".join(filter(None, about)),
         "state": f"{state}: {need}" if need else state,
     }
 

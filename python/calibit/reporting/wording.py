@@ -73,6 +73,12 @@ def gate_need(gate: Gate) -> str:
     """What an open gate would need, in a few words; empty for a settled one."""
     if gate["state"] != "open":
         return ""
+    strict = gate.get("strict_lower")
+    if strict is not None and gate["lower"] is not None and gate["lower"] > gate["margin"]:
+        _, _, factor, digits = gate_words(gate)
+        begins = numbers.fixed(strict, digits=digits, scale=factor, signed=True)
+        level = numbers.percent(gate["strict_level"])
+        return f"at {level}, which hold takes, it begins at {begins}"
     if gate["n_needed"] is None:
         return "more items would hardly help"
     place = " in it" if gate.get("slice") else ""
@@ -81,16 +87,15 @@ def gate_need(gate: Gate) -> str:
     return f"needs about {wanted}{place}, has {numbers.count(gate['n'])}"
 
 
-def gate_bounds(gate: Gate) -> str:
-    """The interval that decides a gate, with what is special about it: "[−0.2, +8.0]"."""
+def gate_bounds(gate: Gate) -> tuple[str, str]:
+    """The interval that decides a gate, "[−0.2, +8.0]", and what is special about it."""
     _, _, factor, digits = gate_words(gate)
     bounds = numbers.interval(gate["lower"], gate["upper"], digits=digits, scale=factor)
-    special = []
-    if gate["state"] == "fail":
-        special.append(numbers.percent(gate["level"]))
+    level = numbers.percent(gate["level"]).replace(" ", numbers.NO_BREAK)
+    special = f"{level} interval" if gate["state"] == "fail" else ""
     if gate.get("all_at_once"):
-        special.append("all slices at once")
-    return f"{bounds} ({', '.join(special)})" if bounds and special else bounds
+        special = f"{special or 'interval'} for all slices at once"
+    return bounds, special if bounds else ""
 
 
 def gate_slice(gate: Gate) -> str:
@@ -105,7 +110,8 @@ def gate_line(gate: Gate) -> str:
     name, unit, factor, digits = gate_words(gate)
     where = f" ({slice_words(gate['slice'])})" if gate.get("slice") else ""
     damage = numbers.fixed(gate["damage"], digits=digits, scale=factor, signed=True)
-    seen = " ".join(filter(None, (damage, unit, gate_bounds(gate))))
+    bounds, special = gate_bounds(gate)
+    seen = " ".join(filter(None, (damage, unit, bounds, f"({special})" if special else "")))
     need = gate_need(gate)
     text = f"{name}{where}: damage {seen}, margin {gate_margin(gate)}"
     return text + (f"; {need}" if need else "")
@@ -172,9 +178,13 @@ def decisive(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def deciding_sentences(verdict: Mapping[str, Any]) -> list[str]:
-    """The verdict's own sentences, without those about gates that do not decide it."""
+    """The verdict's own sentences, without those about gates that do not decide it and about slices
+    too small to judge, of which the page says more once."""
     wanted = {"hold": "fail", "inconclusive": "open"}.get(verdict["verdict"])
-    beside = {_sentences_of(gate)[0] for gate in verdict["gates"] if gate["state"] != wanted}
+    beside = set()
+    for gate in verdict["gates"]:
+        own, *about_slices = _sentences_of(gate)
+        beside |= {*about_slices, *([own] if gate["state"] != wanted else [])}
     return [typeset(reason) for reason in verdict["reasons"] if reason not in beside]
 
 

@@ -39,8 +39,8 @@ class Gate:
         method: method of the bounds.
         slice: the slice judged, for worst-slice gates.
         units: what n and n_needed count.
-        strict_lower, strict_level: lower bound at the corrected level, which `fail` needs above the
-            margin, and that level.
+        strict_lower, strict_level: lower bound (of the slice shown) at the corrected level, which
+            `fail` needs above the margin, and that level.
         all_at_once: whether the bounds hold for all slices at once.
         slices: number of slices searched.
         n_least: items a slice needs to pass where no answer changes.
@@ -151,7 +151,7 @@ def slice_gate_of(search: SliceSearch, margin: float, *, level: float, gates: in
         unit=UNITS.get(search.metric, ""),
         method=search.method,
         slice=shown.name,
-        strict_lower=float(strict[0].max()),
+        strict_lower=float(strict[0][at]),
         strict_level=strict_level,
         all_at_once=state == FAIL or search.metric != "acc",
         slices=len(sizes),
