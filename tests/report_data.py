@@ -147,7 +147,8 @@ def audit_of(
     failed = dict(errors or {})
     job = Job(model=model, schemes=names, resamples=resamples)
     entries = [models.Entry(models.BASELINE, models.BASELINE)]
-    entries += [models.Entry(name, name, scheme=name) for name in (*names, *failed)]
+    entries += [models.Entry(name, name, scheme=name) for name in names]
+    entries += [models.Entry(name, name, source=name) for name in failed]
     runs = {models.BASELINE: run_of(models.BASELINE, 0, 0, 32, 1, n=n)}
     runs |= {name: run_of(name, *SCHEMES[name], n=n) for name in names}
     base = runs[models.BASELINE]
