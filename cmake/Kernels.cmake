@@ -7,6 +7,7 @@ add_library(calibit_kernels STATIC
   csrc/core/linear.cpp
   csrc/core/pack.cpp
   csrc/core/quantize.cpp
+  csrc/core/random.cpp
   csrc/core/resample.cpp
   csrc/cpu/dispatch.cpp)
 target_include_directories(calibit_kernels PUBLIC csrc)

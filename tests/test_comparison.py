@@ -14,7 +14,6 @@ import tiny_tokenizers
 import toy_tasks
 from calibit import measures as m
 from calibit.comparison import Comparison, compare, speed_changes
-from calibit.comparison.tables import change_by_initial, initial_slope
 from calibit.evaluation import Text, evaluate
 from comparison_runs import MemoryRun, simulated, v1_runs
 
@@ -117,33 +116,6 @@ def test_slice_table_of_v1(v1):
     assert row["d_conf_true"].lower < row["d_conf_true"] < row["d_conf_true"].upper
 
 
-def test_change_by_initial_confidence_of_v1(v1):
-    wanted = [
-        -0.0043369655,
-        -0.0128044495,
-        -0.0213213616,
-        -0.0171616556,
-        -0.0303731388,
-        -0.0193865123,
-        -0.0131059857,
-        -0.0123172436,
-        -0.0158138143,
-        -0.0195928799,
-    ]
-    rows = v1.change_by_initial
-    assert [row["change"] for row in rows] == pytest.approx(wanted, abs=1e-10)
-    assert [row["n"] for row in rows] == [50] * 10
-    assert all(row["lower"] <= row["change"] <= row["upper"] for row in rows)
-    assert all(row["lo"] < row["conf"] <= row["hi"] for row in rows)
-    slope = v1.initial_slope
-    assert float(slope["naive"]) == pytest.approx(-0.0138541871, abs=1e-10)
-    assert slope["naive"].extra == {"label": "naive"}
-    assert slope["naive"].lower < slope["naive"] < slope["naive"].upper
-    assert slope["oldham"]["slope"] == pytest.approx(-0.0017775141, abs=1e-10)
-    assert slope["oldham"]["r"] == pytest.approx(-0.0032768661, abs=1e-10)
-    assert slope["oldham"]["t"] == pytest.approx(-0.0731266529, abs=1e-10)
-
-
 def test_points_and_reliability_are_those_of_the_items(v1):
     points = v1.points
     assert {len(values) for values in points.values()} == {500}
@@ -164,6 +136,7 @@ def test_the_dictionary_describes_itself(v1):
         "n": 500,
         "n_labelled": 500,
         "tasks": [{"name": "t", "n": 500}],
+        "clusters": None,
         "unpaired": {"a": 0, "b": 0},
     }
     assert content["models"]["b"]["name"] == "nf4" and content["models"]["a"]["name"] == "toy"
@@ -302,7 +275,8 @@ def test_unlabelled_items_leave_label_metrics_undefined_with_a_reason():
     assert result.deltas["conf"].lower < float(result.deltas["conf"]) < result.deltas["conf"].upper
     assert float(result.kl_ab) > 0 and result.flips.flips is None and result.mcnemar is None
     assert result.flips.flip_rate.reason == "no labelled items" and result.slices == ()
-    assert result.worst_slice is None and result.change_by_initial == ()
+    assert result.worst_slice is None and result.controls.initial is None
+    assert result.controls.reasons["initial"] == "no labelled item has at least two choices"
     assert "no item is labelled" in result.warnings[0]
     json.dumps(result.to_dict(), allow_nan=False)
 
@@ -380,10 +354,10 @@ def test_tasks_are_slices_where_there_are_several():
 
 
 def test_small_data_has_no_slope_and_few_groups():
-    a, b = (m.Scores.from_arrays([[0.0, -1.0]] * 2, [0, 1]) for _ in range(2))
-    assert initial_slope(a, b, m.Resampling()) == {"naive": None, "oldham": None}
-    rows = change_by_initial(a, b, m.Resampling())
-    assert [row["n"] for row in rows] == [2]
+    a, b = (MemoryRun([[0.0, -1.0]] * 2, [0, 1]) for _ in range(2))
+    found = compare(a, b, **QUICK).controls.initial
+    assert found.oldham is None and found.naive["conf"].value is None
+    assert [row.n for row in found.bins] == [2]
 
 
 def test_a_folder_is_loaded_as_a_run(monkeypatch, tmp_path):

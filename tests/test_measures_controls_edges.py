@@ -300,7 +300,7 @@ def test_bad_controls_of_initial_confidence_are_refused():
     a, b, gold = pair()
     with pytest.raises(ValueError, match="no perturbed copies or at least 2, got 1"):
         m.initial_confidence(a, b, gold, perturbed=[b])
-    with pytest.raises(ValueError, match="same 60 items in both forms, got 60 and 59"):
+    with pytest.raises(ValueError, match="same items in both forms, got 60 and 59 items"):
         short = gold.copy()
         short[0] = -1
         first = m.Scores.from_arrays(a, gold), m.Scores.from_arrays(b, gold)
@@ -593,7 +593,10 @@ def test_p_values_are_where_intervals_touch_zero():
     for z in (0.8, 1.7, -2.2):
         d = skewed - skewed.mean() + z * error
         draws = resampled_means(d[:, None], m.Resampling())[:, 0]
-        for p, interval in ((bca_p(d, draws), bca), (percentile_p(draws), percentile)):
+        for p, interval in (
+            (bca_p(d, draws, m.Resampling()), bca),
+            (percentile_p(draws), percentile),
+        ):
             given = (d, draws) if interval is bca else (draws,)
             level = m.Resampling(level=1.0 - p)
             ends = interval(*given, level)

@@ -18,8 +18,16 @@ from calibit import measures as m
 from calibit.measures import perplexity, selective, slice_search, slices
 from calibit.measures.binning import bin_sums
 from calibit.measures.calibration import ece_of_sums
-from calibit.measures.intervals import percentile
-from calibit.measures.resampling import count_chunks, resampled_bin_sums, resampled_sums
+from calibit.measures.intervals import acceleration, percentile
+from calibit.measures.resampling import (
+    count_chunks,
+    permuted_group_sums,
+    resampled_bin_sums,
+    resampled_group_sums,
+    resampled_means,
+    resampled_sums,
+    signed_group_sums,
+)
 
 FEW = m.Resampling(resamples=150, seed=3)
 
@@ -98,9 +106,112 @@ def test_intervals_without_spread_and_with_one_item():
 def test_clusters_of_one_item_equal_items():
     d = np.random.default_rng(4).normal(size=50)
     single = m.mean_difference(d, clusters=range(50), resampling=FEW)
-    items = m.mean_difference(d, method="percentile", resampling=FEW)
+    items = m.mean_difference(d, resampling=FEW)
     assert (single.lower, single.upper) == pytest.approx((items.lower, items.upper))
     assert single.extra["se"] == pytest.approx(items.extra["se"])
+
+
+CLUSTERS = np.array([0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 5] * 5) + np.repeat(np.arange(5) * 6, 12)
+
+
+def _cluster_draws(resampling: m.Resampling) -> list[np.ndarray]:
+    """Items of every resample of whole clusters, by definition."""
+    members = [np.flatnonzero(c == CLUSTERS) for c in range(CLUSTERS.max() + 1)]
+    drawn = _reference_indices(len(members), resampling)
+    return [np.concatenate([members[c] for c in row]) for row in drawn]
+
+
+CLUSTERED = m.Resampling(resamples=150, seed=3, clusters=CLUSTERS)
+
+
+def test_clusters_are_drawn_whole():
+    values = np.random.default_rng(0).normal(size=(60, 2))
+    draws = _cluster_draws(CLUSTERED)
+    wanted = np.array([values[index].sum(axis=0) for index in draws])
+    assert resampled_sums(values, CLUSTERED) == pytest.approx(wanted)
+    means = np.array([values[index].mean(axis=0) for index in draws])
+    assert resampled_means(values, CLUSTERED) == pytest.approx(means)
+    counts = np.concatenate(list(count_chunks(60, CLUSTERED)))
+    assert (counts == [np.bincount(index, minlength=60) for index in draws]).all()
+
+
+@pytest.mark.parametrize("rule", ["width", "mass"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_bins_and_ranks_of_clusters_are_those_of_every_resample(rule, ties):
+    c, r = _items(9, 60, ties=ties)
+    sums = resampled_bin_sums(c, r, bins=7, rule=rule, resampling=CLUSTERED)
+    drawn = selective.ranking_draws(c, r, None, CLUSTERED)
+    for row, index in enumerate(_cluster_draws(CLUSTERED)):
+        wanted = ece_of_sums(bin_sums(c[index], r[index], bins=7, rule=rule))
+        assert float(ece_of_sums(sums[row])) == pytest.approx(float(wanted), abs=1e-12)
+        assert drawn[0][row] == pytest.approx(float(m.auroc(c[index], r[index])), abs=1e-12)
+        risk = m.aurc(c[np.sort(index)], r[np.sort(index)])
+        assert drawn[1][row] == pytest.approx(float(risk), abs=1e-12)
+
+
+def test_signs_of_clusters_are_common_to_their_items():
+    values = np.random.default_rng(0).normal(size=60)
+    everyone = np.ones((1, 60), dtype=bool)
+    signs = np.random.default_rng(3).integers(0, 2, (150, 30)) * 2.0 - 1.0
+    got = signed_group_sums(values[None, :], everyone, CLUSTERED)[:, 0]
+    assert got == pytest.approx(signs[:, CLUSTERS] @ values)
+
+
+def test_clusters_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="expected cluster numbers 0 to 1, got 0 to 2"):
+        m.Resampling(clusters=np.array([0, 2, 2]))
+    with pytest.raises(ValueError, match="expected clusters of 5 items, got 60"):
+        resampled_sums(np.zeros((5, 1)), CLUSTERED)
+    part = CLUSTERED.take(np.arange(60) % 2 == 0)
+    assert part.clusters.max() + 1 == len(np.unique(CLUSTERS[::2]))
+
+
+def test_jackknife_of_clusters_of_one_item_is_that_of_items():
+    d = np.random.default_rng(1).exponential(size=40)
+    assert acceleration(d, np.arange(40)) == pytest.approx(acceleration(d), rel=1e-12)
+    left_out = [d[CLUSTERS[:40] != c].mean() for c in range(CLUSTERS[:40].max() + 1)]
+    u = np.mean(left_out) - np.array(left_out)
+    wanted = np.sum(u**3) / (6 * np.sum(u**2) ** 1.5)
+    assert acceleration(d, CLUSTERS[:40]) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [50, 10_000])
+def test_threads_change_no_draw(n):
+    import torch
+
+    c, r = _items(0, n, ties=False)
+    member = np.random.default_rng(0).random((3, n)) < 0.3
+    draw, found = m.Resampling(resamples=400), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(
+                [
+                    resampled_sums(c[:, None], draw),
+                    resampled_bin_sums(c, r, bins=15, rule="width", resampling=draw),
+                    resampled_bin_sums(c, r, bins=15, rule="mass", resampling=draw),
+                    np.stack(selective.ranking_draws(c, r, None, draw)),
+                    resampled_group_sums(c[None, :], member, draw),
+                    signed_group_sums(c[None, :], member, draw),
+                    permuted_group_sums(c, member, draw),
+                ]
+            )
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
+def test_permuted_groups_hold_values_of_the_items():
+    values = np.arange(12.0)
+    member = np.zeros((2, 12), dtype=bool)
+    member[0, :4], member[1] = True, True
+    sums = permuted_group_sums(values, member, m.Resampling(resamples=2000))
+    assert (sums[:, 1] == [values.sum(), (values**2).sum()]).all()
+    # Mean 4 * 5.5; a sum of 4 of 12 has sd sqrt(4 * 8/11 * 143/12) = 5.9: 4 standard errors.
+    assert sums[:, 0, 0].mean() == pytest.approx(22, abs=4 * 5.9 / math.sqrt(2000))
+    assert len(np.unique(sums[:, 0, 0])) > 20
 
 
 def test_duplicated_items_in_clusters_do_not_shrink_the_interval():

@@ -102,7 +102,9 @@ def test_drawings_escape_names_and_are_well_formed(made: Made) -> None:
     drawings = [
         figures.reliability(*bins, name=HOSTILE, ece="3 %"),
         figures.before_after(before, after, own["correct_a"], own["correct_b"], name=HOSTILE),
-        figures.change_by_initial(comparison["change_by_initial"], name=HOSTILE, reach=0.1),
+        figures.change_by_initial(
+            comparison["controls"]["initial"]["bins"], name=HOSTILE, reach=0.1
+        ),
         figures.trade_off([{**mark, "name": HOSTILE}], x_label=HOSTILE, y_label="y"),
         figures.interval_cell((-9.0, 0.1, 9.0), low=-1, high=1, margin=0.5, tone="hold"),
     ]

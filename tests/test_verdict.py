@@ -160,7 +160,9 @@ def test_a_gate_between_the_two_levels_says_what_hold_asks_for():
     rng = np.random.default_rng(0)
     d = rng.normal(0.0, 1.0, 400)
     d += 0.2 - d.mean()
-    evidence = mean_evidence("conf_true", d, resampled_sums(d[:, None], m.Resampling())[:, 0] / 400)
+    evidence = mean_evidence(
+        "conf_true", d, resampled_sums(d[:, None], m.Resampling())[:, 0] / 400, m.Resampling()
+    )
     gate = gate_of(evidence, 0.2 - 2.2 * float(np.std(d, ddof=1)) / 20, level=0.95, gates=6)
     assert gate.state == OPEN and gate.lower > gate.margin > gate.strict_lower
     assert "hold asks for 99.2%, where the bounds start at" in gate_sentence(gate)
@@ -187,7 +189,7 @@ def test_hold_is_corrected_for_the_number_of_gates():
     d = rng.normal(0.0, 1.0, 400)
     d += 0.2 - d.mean()
     draw = m.Resampling()
-    evidence = mean_evidence("conf_true", d, resampled_sums(d[:, None], draw)[:, 0] / 400)
+    evidence = mean_evidence("conf_true", d, resampled_sums(d[:, None], draw)[:, 0] / 400, draw)
     margin = 0.2 - 2.2 * float(np.std(d, ddof=1)) / 20
     assert gate_of(evidence, margin, level=0.95, gates=1).state == FAIL
     assert gate_of(evidence, margin, level=0.95, gates=6).state == OPEN
@@ -371,7 +373,7 @@ def test_damage_of_a_mean_at_the_margin_rarely_ships():
     for index in range(runs):
         d = rng.gamma(0.5, 0.04, 300)
         draw = m.Resampling(resamples=999, seed=index)
-        evidence = mean_evidence("conf_true", d, resampled_sums(d[:, None], draw)[:, 0] / 300)
+        evidence = mean_evidence("conf_true", d, resampled_sums(d[:, None], draw)[:, 0] / 300, draw)
         passed += gate_of(evidence, 0.02, level=0.95, gates=1).state == PASS
     # Nominal 2.5 %, three standard errors of the simulation on top.
     assert passed / runs <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / runs)

@@ -211,6 +211,8 @@ py::array linear_np(const py::array& x, const py::array& packed, std::int64_t n,
 using Seed = std::array<std::uint64_t, 4>;
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 using Ints = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+using Offsets = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
+using Flags = py::array_t<std::uint8_t, py::array::c_style | py::array::forcecast>;
 
 Pcg64 generator(const Seed& s) { return {s[0], s[1], s[2], s[3]}; }
 
@@ -230,16 +232,37 @@ py::array resampled_sums_np(const Doubles& units, std::int64_t resamples, const 
   return out;
 }
 
-py::array resampled_bin_sums_np(const Ints& bin, const Doubles& first, const Doubles& second,
-                                std::int64_t bins, std::int64_t resamples, const Seed& seed) {
-  require(bin.ndim() == 1 && first.ndim() == 1 && second.ndim() == 1 &&
-              first.size() == bin.size() && second.size() == bin.size(),
-          "resampled_bin_sums", "expected bin, first and second of one length [N]");
+OrderedItems ordered(const char* op, const Ints& unit, std::int64_t units,
+                     std::initializer_list<const py::array*> beside) {
+  require(unit.ndim() == 1, op, "expected unit of shape [N], got ", unit.ndim(), " dimensions");
+  for (const py::array* a : beside)
+    require(a->ndim() == 1 && a->size() == unit.size(), op,
+            "expected arrays of one length [N], got ", a->size(), " and ", unit.size());
+  return {units, span_of(unit)};
+}
+
+py::array resampled_bin_sums_np(const Ints& unit, const Doubles& first, const Doubles& second,
+                                const Ints& end, std::int64_t units, std::int64_t resamples,
+                                const Seed& seed) {
+  const OrderedItems items = ordered("resampled_bin_sums", unit, units, {&first, &second});
+  auto out = empty<double>({resamples, end.size(), 3});
+  double* to = out.mutable_data();
+  const auto f = span_of(first), s = span_of(second);
+  const auto e = span_of(end);
+  unlocked([&] { resampled_bin_sums(generator(seed), items, f, s, e, resamples, to, pool_for); });
+  return out;
+}
+
+py::array resampled_mass_sums_np(const Ints& unit, const Doubles& first, const Doubles& second,
+                                 const Flags& last, std::int64_t bins, std::int64_t units,
+                                 std::int64_t resamples, const Seed& seed) {
+  const OrderedItems items = ordered("resampled_mass_sums", unit, units, {&first, &second, &last});
   auto out = empty<double>({resamples, bins, 3});
   double* to = out.mutable_data();
-  const auto b = span_of(bin);
   const auto f = span_of(first), s = span_of(second);
-  unlocked([&] { resampled_bin_sums(generator(seed), b, f, s, bins, resamples, to, pool_for); });
+  const auto l = span_of(last);
+  unlocked(
+      [&] { resampled_mass_sums(generator(seed), items, f, s, l, bins, resamples, to, pool_for); });
   return out;
 }
 
@@ -267,6 +290,76 @@ py::tuple confidence_np(const py::array& logits, const MaybeArray& labels, const
 std::int64_t packed_bytes_of(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group,
                              std::int64_t scale_kind) {
   return packed_bytes(make_spec("packed_bytes", n, k, bits, group, scale_kind, false));
+}
+
+py::array resampled_ranking_np(const Ints& unit, const Doubles& correct, const Flags& last,
+                               std::int64_t units, std::int64_t resamples, const Seed& seed) {
+  const OrderedItems items = ordered("resampled_ranking", unit, units, {&correct, &last});
+  auto out = empty<double>({resamples, 3});
+  double* to = out.mutable_data();
+  const auto c = span_of(correct);
+  const auto l = span_of(last);
+  unlocked([&] { resampled_ranking(generator(seed), items, c, l, resamples, to, pool_for); });
+  return out;
+}
+
+py::array resampled_prefix_sums_np(const Ints& unit, const Doubles& values, double share,
+                                   std::int64_t units, std::int64_t resamples, const Seed& seed) {
+  const OrderedItems items = ordered("resampled_prefix_sums", unit, units, {&values});
+  auto out = empty<double>({resamples, 2});
+  double* to = out.mutable_data();
+  const auto v = span_of(values);
+  unlocked(
+      [&] { resampled_prefix_sums(generator(seed), items, v, share, resamples, to, pool_for); });
+  return out;
+}
+
+py::array counts_np(Pcg64& random, std::int64_t units, std::int64_t rows) {
+  auto out = empty<double>({rows, units});
+  double* to = out.mutable_data();
+  unlocked([&] { resampled_counts(random, units, rows, to, pool_for); });
+  return out;
+}
+
+// Checks the entries of groups and calls sums(groups, number of groups).
+py::array group_sums(const char* op, const Offsets& offsets, const Ints& unit, const Doubles& value,
+                     std::int64_t rows, py::ssize_t per_group, auto&& sums) {
+  require(
+      offsets.ndim() == 1 && offsets.size() >= 1 && unit.ndim() == 1 && value.size() == unit.size(),
+      op, "expected offsets [S + 1], unit [E] and value [E]");
+  const py::ssize_t groups = offsets.size() - 1;
+  auto out =
+      per_group == 1 ? empty<double>({rows, groups}) : empty<double>({rows, groups, per_group});
+  double* to = out.mutable_data();
+  const Groups entries{span_of(offsets), span_of(unit), span_of(value)};
+  unlocked([&] { sums(entries, to); });
+  return out;
+}
+
+py::array resampled_group_sums_np(const Offsets& offsets, const Ints& unit, const Doubles& value,
+                                  std::int64_t units, std::int64_t resamples, const Seed& seed) {
+  return group_sums("resampled_group_sums", offsets, unit, value, resamples, 3,
+                    [&](const Groups& groups, double* to) {
+                      resampled_group_sums(generator(seed), units, groups, resamples, to, pool_for);
+                    });
+}
+
+py::array signed_group_sums_np(const Offsets& offsets, const Ints& unit, const Doubles& value,
+                               std::int64_t units, std::int64_t rows, const Seed& seed) {
+  return group_sums("signed_group_sums", offsets, unit, value, rows, 1,
+                    [&](const Groups& groups, double* to) {
+                      signed_group_sums(generator(seed), units, groups, rows, to, pool_for);
+                    });
+}
+
+py::array permuted_group_sums_np(const Offsets& offsets, const Ints& unit, const Doubles& values,
+                                 std::int64_t rows, const Seed& seed) {
+  const Doubles none(unit.size());
+  const auto from = span_of(values);
+  return group_sums("permuted_group_sums", offsets, unit, none, rows, 2,
+                    [&](const Groups& groups, double* to) {
+                      permuted_group_sums(generator(seed), from, groups, rows, to, pool_for);
+                    });
 }
 
 py::list formats_list() {
@@ -345,9 +438,31 @@ PYBIND11_MODULE(_C, m) {
   m.def("resampled_sums", &resampled_sums_np, py::arg("units"), py::arg("resamples"),
         py::arg("seed"),
         "Sums of columns [N, m] over bootstrap resamples, float64 [resamples, m].");
-  m.def("resampled_bin_sums", &resampled_bin_sums_np, py::arg("bin"), py::arg("first"),
-        py::arg("second"), py::arg("bins"), py::arg("resamples"), py::arg("seed"),
+  m.def("resampled_bin_sums", &resampled_bin_sums_np, py::arg("unit"), py::arg("first"),
+        py::arg("second"), py::arg("end"), py::arg("units"), py::arg("resamples"), py::arg("seed"),
         "Count and sums per bin over bootstrap resamples, float64 [resamples, bins, 3].");
+  m.def("resampled_mass_sums", &resampled_mass_sums_np, py::arg("unit"), py::arg("first"),
+        py::arg("second"), py::arg("last"), py::arg("bins"), py::arg("units"), py::arg("resamples"),
+        py::arg("seed"), "The same with bins of equal mass, cut anew on every resample.");
+  m.def("resampled_ranking", &resampled_ranking_np, py::arg("unit"), py::arg("correct"),
+        py::arg("last"), py::arg("units"), py::arg("resamples"), py::arg("seed"),
+        "AUROC, AURC and excess AURC over bootstrap resamples, float64 [resamples, 3].");
+  m.def("resampled_prefix_sums", &resampled_prefix_sums_np, py::arg("unit"), py::arg("values"),
+        py::arg("share"), py::arg("units"), py::arg("resamples"), py::arg("seed"),
+        "Sum over the first share of the copies and over all, float64 [resamples, 2].");
+  m.def("resampled_group_sums", &resampled_group_sums_np, py::arg("offsets"), py::arg("unit"),
+        py::arg("value"), py::arg("units"), py::arg("resamples"), py::arg("seed"),
+        "Count, sum and squares per group over bootstrap resamples, float64 [resamples, S, 3].");
+  m.def("signed_group_sums", &signed_group_sums_np, py::arg("offsets"), py::arg("unit"),
+        py::arg("value"), py::arg("units"), py::arg("rows"), py::arg("seed"),
+        "Sums per group under random signs of the units, float64 [rows, S].");
+  m.def("permuted_group_sums", &permuted_group_sums_np, py::arg("offsets"), py::arg("unit"),
+        py::arg("values"), py::arg("rows"), py::arg("seed"),
+        "Sum and squares per group after random permutations, float64 [rows, S, 2].");
+  py::class_<Pcg64>(m, "Pcg64", "NumPy's default generator, for draws in bulk.")
+      .def(py::init(&generator), py::arg("seed"))
+      .def("counts", &counts_np, py::arg("units"), py::arg("rows"),
+           "How often each unit occurs in the next resamples, float64 [rows, units].");
   py::dict scale_types, zero_types;
   scale_types["f32"] = static_cast<int>(ScaleType::f32);
   scale_types["f16"] = static_cast<int>(ScaleType::f16);

@@ -9,6 +9,7 @@ import numpy.typing
 import typing
 
 __all__: list[str] = [
+    "Pcg64",
     "build_info",
     "confidence",
     "dequantize",
@@ -20,12 +21,37 @@ __all__: list[str] = [
     "nested_block",
     "pack_weight",
     "packed_bytes",
+    "permuted_group_sums",
     "quantize",
     "resampled_bin_sums",
+    "resampled_group_sums",
+    "resampled_mass_sums",
+    "resampled_prefix_sums",
+    "resampled_ranking",
     "resampled_sums",
     "scale_types",
+    "signed_group_sums",
     "zero_types",
 ]
+
+class Pcg64:
+    """
+    NumPy's default generator, for draws in bulk.
+    """
+    def __init__(
+        self,
+        seed: typing.Annotated[
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+        ],
+    ) -> None: ...
+    def counts(
+        self,
+        units: typing.SupportsInt | typing.SupportsIndex,
+        rows: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.ndarray:
+        """
+        How often each unit occurs in the next resamples, float64 [rows, units].
+        """
 
 def build_info() -> dict:
     """
@@ -143,6 +169,19 @@ def packed_bytes(
     Size of the kernels' buffer.
     """
 
+def permuted_group_sums(
+    offsets: typing.Annotated[numpy.typing.ArrayLike, numpy.int64],
+    unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> numpy.ndarray:
+    """
+    Sum and squares per group after random permutations, float64 [rows, S, 2].
+    """
+
 def quantize(
     w: numpy.ndarray,
     bits: typing.SupportsInt | typing.SupportsIndex,
@@ -160,10 +199,11 @@ def quantize(
     """
 
 def resampled_bin_sums(
-    bin: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
     first: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
     second: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
-    bins: typing.SupportsInt | typing.SupportsIndex,
+    end: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    units: typing.SupportsInt | typing.SupportsIndex,
     resamples: typing.SupportsInt | typing.SupportsIndex,
     seed: typing.Annotated[
         collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
@@ -171,6 +211,64 @@ def resampled_bin_sums(
 ) -> numpy.ndarray:
     """
     Count and sums per bin over bootstrap resamples, float64 [resamples, bins, 3].
+    """
+
+def resampled_group_sums(
+    offsets: typing.Annotated[numpy.typing.ArrayLike, numpy.int64],
+    unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    value: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    units: typing.SupportsInt | typing.SupportsIndex,
+    resamples: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> numpy.ndarray:
+    """
+    Count, sum and squares per group over bootstrap resamples, float64 [resamples, S, 3].
+    """
+
+def resampled_mass_sums(
+    unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    first: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    second: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    last: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8],
+    bins: typing.SupportsInt | typing.SupportsIndex,
+    units: typing.SupportsInt | typing.SupportsIndex,
+    resamples: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> numpy.ndarray:
+    """
+    The same with bins of equal mass, cut anew on every resample.
+    """
+
+def resampled_prefix_sums(
+    unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    share: typing.SupportsFloat | typing.SupportsIndex,
+    units: typing.SupportsInt | typing.SupportsIndex,
+    resamples: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> numpy.ndarray:
+    """
+    Sum over the first share of the copies and over all, float64 [resamples, 2].
+    """
+
+def resampled_ranking(
+    unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    correct: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    last: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8],
+    units: typing.SupportsInt | typing.SupportsIndex,
+    resamples: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> numpy.ndarray:
+    """
+    AUROC, AURC and excess AURC over bootstrap resamples, float64 [resamples, 3].
     """
 
 def resampled_sums(
@@ -182,6 +280,20 @@ def resampled_sums(
 ) -> numpy.ndarray:
     """
     Sums of columns [N, m] over bootstrap resamples, float64 [resamples, m].
+    """
+
+def signed_group_sums(
+    offsets: typing.Annotated[numpy.typing.ArrayLike, numpy.int64],
+    unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    value: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    units: typing.SupportsInt | typing.SupportsIndex,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> numpy.ndarray:
+    """
+    Sums per group under random signs of the units, float64 [rows, S].
     """
 
 nested_block: int = 256

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calibit.comparison.controls import ExtraRuns, controls_of
 from calibit.comparison.evidence import (
     Evidence,
     label_evidence,
     slice_searches,
     text_evidence,
 )
-from calibit.comparison.pairing import Paired, RunLike, as_run, pair
+from calibit.comparison.pairing import Paired, RunLike, as_run, cluster_labels, pair
 from calibit.comparison.result import Comparison, Flips
-from calibit.comparison.tables import change_by_initial, initial_slope, slice_keys, slice_table
+from calibit.comparison.tables import slice_keys, slice_table
 from calibit.comparison.texts import compare_texts, text_windows
 from calibit.measures import fidelity
 from calibit.measures.binning import DEFAULT_BINS, ReliabilityBin, reliability
 from calibit.measures.estimate import Estimate, undefined
-from calibit.measures.intervals import clopper_pearson
+from calibit.measures.intervals import share_interval
 from calibit.measures.paired import McNemar, mcnemar
 from calibit.measures.resampling import Resampling
 from calibit.measures.scores import Scores
@@ -42,6 +44,8 @@ def compare(
     seed: int = 0,
     bins: int = DEFAULT_BINS,
     allow_partial: bool = False,
+    clusters: str | None = None,
+    extra: ExtraRuns | None = None,
 ) -> Comparison:
     """Compare a candidate with a reference, item by item.
 
@@ -54,26 +58,31 @@ def compare(
         seed: seed of all resampling; the result is a pure function of the runs and these options.
         bins: bins of the calibration errors.
         allow_partial: compare the common items where some are missing in one run.
+        clusters: slice key or item field whose values name clusters (passage, document): they are
+            then resampled whole. Where omitted, the field `cluster` that some tasks write.
+        extra: further runs of the same items, for the controls that need them: re-runs of the
+            reference, another form of the items, perturbed copies.
 
     Returns:
         The comparison; what needs labels is None with a reason where no item has one.
 
     Raises:
         ValueError: if the runs do not pair (the message names the items), or tokenizer, BOS rule,
-            prompts, choices, labels or texts differ.
+            prompts, choices, labels or texts differ; if a further run lacks items; if no item has
+            the cluster key.
 
     Example:
         `compare("runs/base", "runs/nf4").verdict()`
     """
     a, b = as_run(run_a), as_run(run_b)
-    draw = Resampling(level=level, resamples=resamples, seed=seed)
     paired = pair(a, b, rule=rule, allow_partial=allow_partial)
+    draw = Resampling(level, resamples, seed, cluster_labels(paired, clusters))
     first, second = (panel(one, bins=bins, resampling=draw) for one in (paired.a, paired.b))
-    texts, warnings = compare_texts(a, b, draw)
+    texts, warnings = compare_texts(a, b, replace(draw, clusters=None))
     known = paired.a.labelled
-    right_a, right_b = paired.a.take(known), paired.b.take(known)
-    searches, search = _searches(first, second, right_a, draw)
-    flips = _flips(paired, level)
+    right_a, right_b, own = paired.a.take(known), paired.b.take(known), draw.take(known)
+    searches, search = _searches(first, second, right_a, own)
+    flips = _flips(paired, draw)
     return Comparison(
         models={"a": _describe(a.meta, "a"), "b": _describe(b.meta, "b")},
         protocol=_protocol(paired, draw, bins),
@@ -84,17 +93,16 @@ def compare(
         mcnemar=_mcnemar(flips),
         **divergences(paired.a, paired.b, resampling=draw),
         texts=tuple(texts),
-        slices=tuple(slice_table(right_a, right_b, draw)),
+        slices=tuple(slice_table(right_a, right_b, own)),
         worst_slices=searches,
         search=search,
         reliability_a=_reliability(right_a, bins, level),
         reliability_b=_reliability(right_b, bins, level),
-        change_by_initial=tuple(change_by_initial(right_a, right_b, draw)),
-        initial_slope=initial_slope(right_a, right_b, draw),
+        controls=controls_of(paired, extra or ExtraRuns(), draw),
         points=_points(right_a, right_b),
         checks=_checks(paired),
-        warnings=(*paired.warnings, *warnings, *_notes(paired, level)),
-        evidence=_evidence(first, second, a, b, draw),
+        warnings=(*paired.warnings, *warnings, *_notes(paired, draw)),
+        evidence=_evidence(first, second, a, b, replace(draw, clusters=None)),
     )
 
 
@@ -117,9 +125,9 @@ def _exploratory(declared: Slices, labelled: Scores) -> Slices:
     return single + pairs_of(single)
 
 
-def _flips(paired: Paired, level: float) -> Flips:
+def _flips(paired: Paired, draw: Resampling) -> Flips:
     changed = paired.a.distributions.predicted != paired.b.distributions.predicted
-    all_rate = _rate("all_flip_rate", int(changed.sum()), len(changed), level, "no items")
+    all_rate = _rate("all_flip_rate", changed, draw, "no items")
     known = paired.a.labelled
     if not known.any():
         none = undefined("flip_rate", NO_LABELS)
@@ -128,14 +136,15 @@ def _flips(paired: Paired, level: float) -> Flips:
     rr, rw, wr, ww = (
         int(count(before, after)) for count in (fidelity.rr, fidelity.rw, fidelity.wr, fidelity.ww)
     )
-    rate = _rate("flip_rate", rw + wr, len(before), level, NO_LABELS)
+    rate = _rate("flip_rate", before != after, draw.take(known), NO_LABELS)
     return Flips(rr, rw, wr, ww, rw + wr, int(changed.sum()), rate, all_rate)
 
 
-def _rate(metric: str, count: int, n: int, level: float, empty: str) -> Estimate:
-    if not n:
+def _rate(metric: str, hits: np.ndarray, draw: Resampling, empty: str) -> Estimate:
+    if not len(hits):
         return undefined(metric, empty)
-    return Estimate(metric, count / n, n=n).with_interval(clopper_pearson(count, n, level=level))
+    found = share_interval(hits.astype(np.float64), draw)
+    return Estimate(metric, float(hits.mean()), n=len(hits)).with_interval(found)
 
 
 def _mcnemar(flips: Flips) -> McNemar | None:
@@ -162,14 +171,19 @@ def _checks(paired: Paired) -> tuple[Check, ...]:
     return tuple(found + self_audit(paired.b, name="b", lines=paired.lines_b))
 
 
-def _notes(paired: Paired, level: float) -> list[str]:
+def _notes(paired: Paired, draw: Resampling) -> list[str]:
     notes = []
+    if draw.clusters is not None:
+        notes.append(
+            f"the {paired.a.n} items form {int(draw.clusters.max()) + 1} clusters, which were "
+            "resampled whole; McNemar's test takes items as independent"
+        )
     if not paired.a.n:
         notes.append("the runs hold no items: only texts were compared")
     elif not paired.a.labelled.any():
         notes.append("no item is labelled: accuracy and calibration are undefined")
     for name, scores in (("reference", paired.a), ("candidate", paired.b)):
-        if at_chance(scores, level=level):
+        if at_chance(scores, level=draw.level):
             notes.append(
                 f"the accuracy of the {name} cannot be told from chance: "
                 "its confidence should not be interpreted"
@@ -207,5 +221,6 @@ def _protocol(paired: Paired, draw: Resampling, bins: int) -> dict[str, Any]:
         "n": paired.a.n,
         "n_labelled": int(paired.a.labelled.sum()),
         "tasks": [{"name": name, "n": n} for name, n in Counter(paired.a.tasks).items()],
+        "clusters": None if draw.clusters is None else int(draw.clusters.max()) + 1,
         "unpaired": {"a": paired.unpaired[0], "b": paired.unpaired[1]},
     }

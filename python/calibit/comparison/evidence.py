@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from calibit.measures.intervals import bca, tango_bounds, two_sided_z
+from calibit.measures.intervals import bca, design_effect, paired_share_interval
 from calibit.measures.perplexity import window_interval
 from calibit.measures.resampling import Resampling
 from calibit.measures.slice_search import SliceSearch, worst_slice
@@ -42,7 +42,8 @@ class Evidence:
         metric: "acc", "conf_true", "text_nll", ...
         damage: estimate, positive = worse.
         n: number of items (or tokens) behind it.
-        sd: standard deviation of the per-item damage, for planning.
+        sd: standard deviation of the per-item damage, for planning; with clusters, that of as many
+            independent items with the same standard error.
         method: method of the bounds.
         at: level -> (lower, upper).
         unit: unit of the damage.
@@ -59,35 +60,39 @@ class Evidence:
     units: str = "items"
 
 
-def accuracy_evidence(before: np.ndarray, after: np.ndarray) -> Evidence:
+def accuracy_evidence(before: np.ndarray, after: np.ndarray, resampling: Resampling) -> Evidence:
     """Damage of accuracy with Tango's bounds, negated to read as damage.
 
     Args:
         before, after: float64 [N], 1 where an item is right.
+        resampling: the clusters.
     """
-    rw, wr, n = int(np.sum(before > after)), int(np.sum(before < after)), len(before)
 
     def at(level: float) -> Bounds:
-        counts = (np.array([wr]), np.array([rw]), np.array([n]))
-        lower, upper = tango_bounds(*counts, two_sided_z(level))
-        return float(lower[0]), float(upper[0])
+        return _ends(paired_share_interval(after, before, replace(resampling, level=level)))
 
-    return Evidence("acc", (rw - wr) / n, n, float(np.sqrt((rw + wr) / n)), "tango", at)
+    effect = design_effect(after - before, resampling.clusters)
+    sd = float(np.sqrt(effect * np.mean(before != after)))
+    return Evidence("acc", float(np.mean(before - after)), len(before), sd, "tango", at)
 
 
-def mean_evidence(metric: str, damage: np.ndarray, draws: np.ndarray) -> Evidence:
+def mean_evidence(
+    metric: str, damage: np.ndarray, draws: np.ndarray, resampling: Resampling
+) -> Evidence:
     """Damage that is a mean over items, with BCa bounds.
 
     Args:
         metric: metric id.
         damage: float64 [N], per item.
         draws: float64 [resamples], resampled means of it.
+        resampling: how they were resampled.
     """
 
     def at(level: float) -> Bounds:
-        return _ends(bca(damage, draws, Resampling(level=level, resamples=max(100, len(draws)))))
+        return _ends(bca(damage, draws, replace(resampling, level=level)))
 
-    sd = float(np.std(damage, ddof=1)) if len(damage) > 1 else 0.0
+    spread = float(np.std(damage, ddof=1)) if len(damage) > 1 else 0.0
+    sd = spread * float(np.sqrt(design_effect(damage, resampling.clusters)))
     unit = UNITS.get(metric, "")
     return Evidence(metric, float(damage.mean()), len(damage), sd, "bca", at, unit)
 
@@ -97,13 +102,14 @@ def label_evidence(a: Panel, b: Panel) -> dict[str, Evidence]:
     out = {}
     for metric, sign in DAMAGES.items():
         first, second = a.statistics[metric], b.statistics[metric]
-        if first.values is None or second.values is None:
+        draw = first.resampling
+        if first.values is None or second.values is None or draw is None:
             continue
         if metric == "acc":
-            out[metric] = accuracy_evidence(first.values, second.values)
+            out[metric] = accuracy_evidence(first.values, second.values, draw)
         elif first.draws is not None and second.draws is not None:
             damage = sign * (second.values - first.values)
-            out[metric] = mean_evidence(metric, damage, sign * (second.draws - first.draws))
+            out[metric] = mean_evidence(metric, damage, sign * (second.draws - first.draws), draw)
     return out
 
 

@@ -15,7 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from calibit.comparison.joining import Key, Side, join, prompts_of
+from calibit.measures.paired import cluster_index
 from calibit.measures.scores import Scores
+
+CLUSTER_FIELD = "cluster"
+"""Field of an item line that names the cluster (passage, document) of an item."""
 
 _SHOWN = 5
 _SAME_META = {"tokenizer_hash": "tokenizer", "bos": "BOS rule"}
@@ -105,6 +109,65 @@ def pair(a: RunLike, b: RunLike, *, rule: str, allow_partial: bool) -> Paired:
         )
     lines_a, lines_b = (list(side.lines.values()) for side in (first, second))
     return Paired(chosen[0], chosen[1], lines_a, lines_b, unpaired, tuple(warnings))
+
+
+def aligned(scores: Scores, like: Scores, *, name: str) -> Scores:
+    """Scores of the items of `like`, in their order.
+
+    Args:
+        scores: they may hold more items.
+        like: scores whose items are wanted.
+        name: of the run, for error messages.
+
+    Raises:
+        ValueError: naming the items, if some are missing or have another right answer or number of
+            choices.
+    """
+    held = set(scores.keys)
+    missing = [key for key in like.keys if key not in held]
+    if missing:
+        raise ValueError(
+            f"[compare] expected all items in {name}, got {len(missing)} missing{_names(missing)}"
+        )
+    found = _select(scores, like.keys)
+    for what, own, other in (
+        ("number of choices", [len(z) for z in found.z], [len(z) for z in like.z]),
+        ("right answer", found.gold.tolist(), like.gold.tolist()),
+    ):
+        different = _differing(like.keys, own, other)
+        if different:
+            raise ValueError(
+                f"[compare] expected the same {what} in {name} as in the reference, got "
+                f"{len(different)} items that differ{_names(different)}"
+            )
+    return found
+
+
+def cluster_labels(paired: Paired, by: str | None) -> np.ndarray | None:
+    """Cluster number of every paired item, int64 [N]; None where items are independent.
+
+    Args:
+        paired: the items.
+        by: a slice key or a field of the item lines whose values name clusters; items without one
+            are clusters of their own. None takes the field `cluster`, which some tasks write.
+
+    Raises:
+        ValueError: if no item has the key named.
+    """
+    lines = {(str(line["task"]), str(line["id"])): line for line in paired.lines_a}
+    wanted = CLUSTER_FIELD if by is None else by
+    labels: list[tuple[str, ...]] = []
+    for key, slices in zip(paired.a.keys, paired.a.slices, strict=True):
+        value = slices.get(wanted, lines.get(key, {}).get(wanted))
+        labels.append(("item", *key) if value is None else ("cluster", key[0], str(value)))
+    found = cluster_index(labels, paired.a.n)
+    if by is not None and paired.a.n and all(label[0] == "item" for label in labels):
+        known = sorted({name for slices in paired.a.slices for name in slices})
+        raise ValueError(
+            f"[compare] expected a slice key or item field for clusters, got {by!r}; slice keys: "
+            f"{', '.join(known) or 'none'}"
+        )
+    return found if len(found) and found.max() + 1 < len(found) else None
 
 
 def _side(run: RunLike, rule: str) -> Side:

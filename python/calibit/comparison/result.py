@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibit.comparison.controls import Controls
 from calibit.comparison.evidence import Evidence
 from calibit.comparison.texts import TextComparison
 from calibit.measures.binning import ReliabilityBin
@@ -66,9 +67,8 @@ class Comparison:
         search: exploratory search for conf_true, also over quartiles of entropy and pairs of
             slices.
         reliability_a, reliability_b: bins of the reliability diagrams.
-        change_by_initial: mean change of conf_true in ten groups by the reference's confidence
-            (naive view).
-        initial_slope: slopes of the change on the initial confidence.
+        controls: noise floor, change by initial confidence, thresholds, recalibration, flips,
+            scoring rules, prediction sets, direction.
         points: per labelled item, arrays by name; not part of `to_dict`.
         checks: self-audit of the measurement.
         warnings: what the reader should know.
@@ -93,8 +93,7 @@ class Comparison:
     search: SliceSearch | None = None
     reliability_a: tuple[ReliabilityBin, ...] = ()
     reliability_b: tuple[ReliabilityBin, ...] = ()
-    change_by_initial: tuple[Mapping[str, Any], ...] = ()
-    initial_slope: Mapping[str, Any] = field(default_factory=dict)
+    controls: Controls = field(default_factory=Controls)
     points: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     checks: tuple[Check, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -129,8 +128,7 @@ class Comparison:
         out["search"] = None if self.search is None else plain(describe_search(self.search))
         out["reliability_a"] = [asdict(row) for row in self.reliability_a]
         out["reliability_b"] = [asdict(row) for row in self.reliability_b]
-        out["change_by_initial"] = plain(self.change_by_initial)
-        out["initial_slope"] = plain(self.initial_slope)
+        out["controls"] = self.controls.to_dict()
         out["checks"] = [asdict(check) for check in self.checks]
         out["warnings"] = list(self.warnings)
         return out

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from calibit.measures.binning import mass_bins, mass_edges
 from calibit.measures.estimate import Estimate, plain, undefined
-from calibit.measures.intervals import clopper_pearson, percentile, wilson
+from calibit.measures.intervals import percentile, share_interval, wilson
 from calibit.measures.paired import McNemar, mcnemar
 from calibit.measures.pairs import LabelledPair, labelled_models
 from calibit.measures.resampling import Resampling, resampled_sums
@@ -147,7 +147,8 @@ def flip_anatomy(
     """
     if not 0.0 <= theta < 1.0:
         raise ValueError(f"[flip_anatomy] expected theta in [0, 1), got {theta}")
-    pair, draw = labelled_models(a, b, gold, op="flip_anatomy"), resampling or Resampling()
+    pair = labelled_models(a, b, gold, op="flip_anatomy")
+    draw = pair.resampling(resampling)
     others = {
         name: labelled_models(a, run, gold, op=f"flip_anatomy, {name}").b
         for name, run in (reruns or {}).items()
@@ -163,8 +164,8 @@ def flip_anatomy(
         pair.n,
         theta,
         _cells(pair),
-        _rate("confident_errors", errors, theta, draw.level),
-        _rate("confident_corrections", corrections, theta, draw.level),
+        _rate("confident_errors", errors, theta, draw),
+        _rate("confident_corrections", corrections, theta, draw),
         mcnemar(int(errors.sum()), int(corrections.sum())),
         pushed(pair.b.predicted),
         {name: pushed(run.predicted) for name, run in others.items()},
@@ -181,9 +182,9 @@ def perturbation(
         flipped: bool [N], whether the answer changed.
         resampling: of the interval; the defaults of the project where omitted.
     """
-    sigma = _sigma(margin, flipped, resampling or Resampling())
-    level = (resampling or Resampling()).level
-    return Perturbation(sigma, _curve(margin, flipped, sigma.value, level))
+    draw = resampling or Resampling()
+    sigma = _sigma(margin, flipped, draw)
+    return Perturbation(sigma, _curve(margin, flipped, sigma.value, draw.level))
 
 
 def _cells(pair: LabelledPair) -> tuple[FlipCell, ...]:
@@ -204,10 +205,10 @@ def _spread(values: np.ndarray) -> Spread:
     return Spread(float(values.mean()), tuple(np.quantile(values, _QUARTILES).tolist()))
 
 
-def _rate(metric: str, chosen: np.ndarray, theta: float, level: float) -> Estimate:
+def _rate(metric: str, chosen: np.ndarray, theta: float, draw: Resampling) -> Estimate:
     count, n = int(chosen.sum()), len(chosen)
     out = Estimate(metric, count / n, n=n, extra={"count": count, "theta": theta})
-    return out.with_interval(clopper_pearson(count, n, level=level))
+    return out.with_interval(share_interval(chosen.astype(np.float64), draw))
 
 
 def _curve(
@@ -234,6 +235,7 @@ def _sigma(margin: np.ndarray, flipped: np.ndarray, draw: Resampling) -> Estimat
     facts: dict[str, Any] = {"n": len(margin), "unit": "nats", "estimator": "maximum likelihood"}
     # Items of margin 0 flip with probability 1/2 at any size and say nothing about it.
     m, flip = margin[margin > 0.0], flipped[margin > 0.0].astype(bool)
+    draw = draw.take(margin > 0.0)
     if not flip.any():
         reason = "no answer changed: the size is below what these items resolve"
         return undefined("sigma", reason, **facts)

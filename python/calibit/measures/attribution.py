@@ -122,7 +122,7 @@ def attribute(
                 f"[attribute] expected finite {name}, got infinity or NaN in item {item}"
             )
     draw = resampling or Resampling()
-    phi, member = (s + g) / 2.0, np.ones_like(s)
+    phi, member = (s + g) / 2.0, np.ones(s.shape, dtype=bool)
     mean, se, _ = family_moments(phi, member)
     low, high = (np.quantile(m, draw.level) for m in studentised_maxima(phi, member, draw))
     p = sign_flip_p(phi, member, draw)

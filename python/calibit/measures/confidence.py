@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,8 @@ from numpy.typing import ArrayLike
 from calibit.measures.binning import indicator, top_label, unit_values
 from calibit.measures.distributions import Distributions, as_distributions
 from calibit.measures.estimate import Estimate, undefined
-from calibit.measures.intervals import bca, clopper_pearson, percentile
-from calibit.measures.resampling import Resampling, resampled_sums
+from calibit.measures.intervals import bca, percentile, share_interval
+from calibit.measures.resampling import Resampling, resampled_means, resampled_sums
 
 NO_ITEMS = "no items"
 
@@ -33,7 +35,7 @@ def acc(correct: ArrayLike, *, resampling: Resampling | None = None) -> Estimate
     out = Estimate("acc", float(r.mean()), n=len(r))
     if resampling is None:
         return out
-    return out.with_interval(clopper_pearson(int(r.sum()), len(r), level=resampling.level))
+    return out.with_interval(share_interval(r, resampling))
 
 
 def conf(confidence: ArrayLike, *, resampling: Resampling | None = None) -> Estimate:
@@ -140,15 +142,39 @@ def mean_of(
         unit: unit of the values.
         extra: further facts.
     """
-    if not len(values):
-        return undefined(metric, NO_ITEMS, unit=unit, extra=extra)
-    out = Estimate(metric, float(np.mean(values)), n=len(values), unit=unit, extra=extra)
-    if resampling is None:
+    found = means_of({metric: values}, resampling, units={metric: unit})[metric]
+    return replace(found, extra=extra)
+
+
+def means_of(
+    columns: Mapping[str, np.ndarray],
+    resampling: Resampling | None = None,
+    *,
+    units: Mapping[str, str] | None = None,
+) -> dict[str, Estimate]:
+    """Means of per-item values of the same items, with BCa intervals where asked for.
+
+    Args:
+        columns: metric id -> float64 [N].
+        resampling: asks for intervals; values that are not all finite have none.
+        units: metric id -> unit, "" where omitted.
+    """
+    known = units or {}
+    out = {}
+    for metric, values in columns.items():
+        unit = known.get(metric, "")
+        out[metric] = (
+            Estimate(metric, float(np.mean(values)), n=len(values), unit=unit)
+            if len(values)
+            else undefined(metric, NO_ITEMS, unit=unit)
+        )
+    bounded = [x for x, v in columns.items() if len(v) and np.isfinite(v).all()]
+    if resampling is None or not bounded:
         return out
-    if not np.isfinite(values).all():
-        return out
-    draws = resampled_sums(values[:, None], resampling)[:, 0] / len(values)
-    return out.with_interval(bca(values, draws, resampling))
+    draws = resampled_means(np.stack([columns[x] for x in bounded], axis=1), resampling)
+    for metric, drawn in zip(bounded, draws.T, strict=True):
+        out[metric] = out[metric].with_interval(bca(columns[metric], drawn, resampling))
+    return out
 
 
 def _conf_where(

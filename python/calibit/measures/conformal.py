@@ -19,7 +19,7 @@ from calibit.measures.confidence import mean_of
 from calibit.measures.distributions import Distributions
 from calibit.measures.estimate import Estimate, Interval, plain
 from calibit.measures.folds import folds_of
-from calibit.measures.intervals import tango
+from calibit.measures.intervals import paired_share_interval
 from calibit.measures.paired import McNemar, mcnemar
 from calibit.measures.pairs import LabelledPair, labelled_models
 from calibit.measures.resampling import Resampling
@@ -119,7 +119,7 @@ def conformal_transfer(
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"[conformal_transfer] expected alpha between 0 and 1, got {alpha}")
     pair = labelled_models(a, b, gold, ids=ids, op="conformal_transfer")
-    draw = resampling or Resampling()
+    draw = pair.resampling(resampling)
     chosen = folds_of(pair.ids, 2) == 0 if calibration is None else np.asarray(calibration)
     if chosen.shape != (pair.n,) or chosen.dtype != bool or chosen.all() or not chosen.any():
         raise ValueError(
@@ -143,8 +143,8 @@ def conformal_transfer(
         facts[0],
         facts[1],
         facts[2],
-        _loss(discordant, len(test), draw),
-        mean_of("inflation", size[2] - size[0], draw, unit="choices"),
+        _loss(covered[0], covered[1], draw.take(test)),
+        mean_of("inflation", size[2] - size[0], draw.take(test), unit="choices"),
         discordant,
         coverage_band(int(chosen.sum()), alpha, level=draw.level),
         _repeated(pair, (score_a, score_b), alpha, splits, draw.seed),
@@ -201,7 +201,7 @@ def threshold_jump(covered: np.ndarray, *, resampling: Resampling | None = None)
             f"[threshold_jump] expected covered of shape [S >= 2, N], got {list(table.shape)}"
         )
     lost = table[:-1] - table[1:]
-    p = sign_flip_p(lost, np.ones_like(lost), resampling or Resampling())
+    p = sign_flip_p(lost, np.ones(lost.shape, dtype=bool), resampling or Resampling())
     means = lost.mean(axis=1)
     return ThresholdJump(tuple(means.tolist()), int(np.argmax(means)), tuple(p.tolist()))
 
@@ -227,10 +227,10 @@ def _facts(covered: np.ndarray, size: np.ndarray) -> SetFacts:
     return SetFacts(float(covered.mean()), float(size.mean()), float(np.mean(size == 0)))
 
 
-def _loss(test: McNemar, n: int, draw: Resampling) -> Estimate:
-    # Loss counts covered -> not covered as positive: Tango's difference with counts exchanged.
-    out = Estimate("coverage_loss", (test.rw - test.wr) / n, "difference", n)
-    return out.with_interval(tango(test.wr, test.rw, n, level=draw.level))
+def _loss(reference: np.ndarray, candidate: np.ndarray, draw: Resampling) -> Estimate:
+    lost = float(np.mean(reference - candidate))
+    out = Estimate("coverage_loss", lost, "difference", len(reference))
+    return out.with_interval(paired_share_interval(candidate, reference, draw))
 
 
 def _repeated(

@@ -71,9 +71,7 @@ def js_distance(
 def tv(a: Any, b: Any, *, resampling: Resampling | None = None) -> Estimate:
     """Mean total variation distance: half the sum of |p_a - p_b|."""
     first, second = same_items(a, b, op="tv")
-    return _divergence(
-        "tv", segment_sum(np.abs(first.p - second.p), first.offsets) / 2.0, resampling, ""
-    )
+    return _divergence("tv", tv_values(first, second), resampling, "")
 
 
 def d_conf_true(
@@ -153,6 +151,11 @@ def kl_values(a: Distributions, b: Distributions) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         terms = np.where(used, a.p * (a.log_p - np.where(used, b.log_p, 0.0)), 0.0)
     return segment_sum(np.where(used, terms, 0.0), a.offsets)
+
+
+def tv_values(a: Distributions, b: Distributions) -> np.ndarray:
+    """Total variation distance per item, float64 [N]."""
+    return segment_sum(np.abs(a.p - b.p), a.offsets) / 2.0
 
 
 def jsd_values(a: Distributions, b: Distributions) -> np.ndarray:

@@ -27,11 +27,11 @@ from calibit.measures.calibrators import (
     label_free_temperature,
     log_loss,
 )
-from calibit.measures.confidence import mean_of
+from calibit.measures.confidence import means_of
 from calibit.measures.distributions import Distributions
 from calibit.measures.estimate import Estimate, plain, undefined
 from calibit.measures.folds import FOLDS, folds_of
-from calibit.measures.intervals import percentile, tango
+from calibit.measures.intervals import percentile
 from calibit.measures.pairs import LabelledPair, labelled_models
 from calibit.measures.proper import brier_values
 from calibit.measures.resampling import Resampling, resampled_bin_sums
@@ -127,7 +127,7 @@ def calibration_gain(
         alone = "all items are in one fold: none is left to fit on"
         return CalibrationGain(method, None, pair.n, FOLDS, {}, {}, {}, decides, False, alone)
     before, after = _out_of_fold(pair, labels, fit, fold, method)
-    change = _change(before, after, resampling or Resampling())
+    change = _change(before, after, pair.resampling(resampling))
     shown, reason = _decision(change[decides])
     values = [_values(side) for side in (before, after)]
     everyone = np.arange(pair.n)
@@ -234,23 +234,25 @@ def _values(state: _State) -> dict[str, float | None]:
 
 
 def _change(before: _State, after: _State, draw: Resampling) -> dict[str, Estimate]:
-    out = {name: _loss_change(name, before, after, draw) for name in before.losses}
+    out = _loss_changes(before, after, draw)
     out |= {name: _binned_change(name, before, after, draw) for name in _BINNED}
     out["auroc"] = _auroc_change(before, after, draw)
-    n = len(after.correct)
-    out["acc"] = Estimate("acc", 0.0, "difference", n).with_interval(
-        tango(0, 0, n, level=draw.level)
-    )
+    by_construction = "the answers stay the same"
+    out["acc"] = Estimate("acc", 0.0, "difference", len(after.correct), reason=by_construction)
     return out
 
 
-def _loss_change(name: str, before: _State, after: _State, draw: Resampling) -> Estimate:
-    unit = "" if name.startswith("brier") else "nats"
-    first, second = before.losses[name], after.losses[name]
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        reason = "an answer that was called certain is wrong: its loss is infinite"
-        return undefined(name, reason, n=len(first), unit=unit, estimator="difference")
-    return mean_of(name, second - first, draw, unit=unit)
+def _loss_changes(before: _State, after: _State, draw: Resampling) -> dict[str, Estimate]:
+    units = {name: "" if name.startswith("brier") else "nats" for name in before.losses}
+    finite, out = {}, {}
+    for name, first in before.losses.items():
+        if np.isfinite(first).all() and np.isfinite(after.losses[name]).all():
+            finite[name] = after.losses[name] - first
+        else:
+            reason = "an answer that was called certain is wrong: its loss is infinite"
+            facts = {"n": len(first), "unit": units[name], "estimator": "difference"}
+            out[name] = undefined(name, reason, **facts)
+    return out | means_of(finite, draw, units=units)
 
 
 def _binned_change(name: str, before: _State, after: _State, draw: Resampling) -> Estimate:

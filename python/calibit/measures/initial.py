@@ -127,22 +127,26 @@ def initial_confidence(
     forms: tuple[Form, Form] | None = None,
     perturbed: Sequence[Any] = (),
     resampling: Resampling | None = None,
+    form_resampling: Resampling | None = None,
 ) -> InitialConfidence:
     """Does the change depend on the initial confidence, beyond regression to the mean?
 
     Args:
         a, b: reference and candidate: Scores, Distributions, or log scores [N, K].
         gold: int [N], -1 = unlabelled (left out); taken from `a` where it is a Scores.
-        forms: (reference, candidate) on two forms of every item, for the cross-fitted slopes.
+        forms: (reference, candidate) on two forms of the same items, for the cross-fitted slopes;
+            they may be some of the items only.
         perturbed: at least 2 copies of the reference with weight noise of the candidate's size,
             run on the same items; a claim takes 8.
         resampling: of the intervals; the defaults of the project where omitted.
+        form_resampling: the same for the items of `forms`, where they are others.
 
     Raises:
         ValueError: for items that do not pair, have one choice, or are not labelled; for one copy.
     """
     op = "initial_confidence"
-    pair, draw = labelled_models(a, b, gold, op=op), resampling or Resampling()
+    pair = labelled_models(a, b, gold, op=op)
+    draw = pair.resampling(resampling)
     if len(perturbed) == 1:
         raise ValueError(f"[{op}] expected no perturbed copies or at least 2, got 1")
     copies = [
@@ -153,7 +157,7 @@ def initial_confidence(
         {name: _naive(pair, name, draw) for name in CHANGES},
         _bins(pair, copies, draw),
         oldham(pair.a.confidence, pair.b.confidence),
-        *(_cross_fitted(forms, gold, pair.ids, draw) if forms else ({}, {})),
+        *(_cross_fitted(forms, gold, form_resampling or resampling) if forms else ({}, {})),
         {name: _excess(pair, copies, name, draw) for name in CHANGES} if copies else {},
     )
     claim, reason = _claim(found)
@@ -220,7 +224,7 @@ def _bins(
     for index, edge in enumerate(edges):
         inside, high = place == index, min(float(edge), 1.0)
         if inside.any():
-            mean = mean_difference(change[inside], resampling=draw)
+            mean = mean_difference(change[inside], resampling=draw.take(inside))
             null = [float(copy.d_p_true[inside].mean()) for copy in copies]
             band = np.quantile(null, _BAND).tolist() if null else [None, None]
             centre = float(np.mean(null)) if null else None
@@ -231,20 +235,20 @@ def _bins(
 
 
 def _cross_fitted(
-    forms: tuple[Form, Form], gold: ArrayLike | None, ids: tuple[str, ...], draw: Resampling
+    forms: tuple[Form, Form], gold: ArrayLike | None, resampling: Resampling | None
 ) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """Slopes of the change in one form on the confidence in the other: split and IV."""
-    n = len(ids)
     pairs = [
         labelled_models(*form, gold, op=f"initial_confidence, form {i}")
         for i, form in enumerate(forms, start=1)
     ]
-    if {pair.ids for pair in pairs} != {ids}:
+    if pairs[0].ids != pairs[1].ids:
         sizes = " and ".join(str(pair.n) for pair in pairs)
         raise ValueError(
-            f"[initial_confidence] expected the same {n} items in both forms, got {sizes} items "
-            "or others"
+            f"[initial_confidence] expected the same items in both forms, got {sizes} items or "
+            "others"
         )
+    n, draw = pairs[0].n, pairs[0].resampling(resampling)
     split: dict[str, Estimate] = {}
     iv: dict[str, Estimate] = {}
     for name in CHANGES:

@@ -85,7 +85,8 @@ def tango_bounds(
     """Tango's bounds for many tables at once, by bisection.
 
     Args:
-        rw, wr, n: int [m], discordant counts and sizes.
+        rw, wr, n: [m], discordant counts and sizes (real numbers where a design effect divided
+            them).
         z: normal quantile.
 
     Returns:
@@ -93,6 +94,82 @@ def tango_bounds(
     """
     # The lower bound of a table is the negated upper bound of the mirrored table.
     return -_tango_upper(wr, rw, n, z), _tango_upper(rw, wr, n, z)
+
+
+def share_interval(hits: np.ndarray, resampling: Resampling) -> Interval:
+    """Clopper and Pearson's interval of the share of hits.
+
+    With clusters, hits and items are divided by the design effect (Korn and Graubard 1998).
+
+    Args:
+        hits: float64 [N], 0 or 1.
+        resampling: level and clusters.
+    """
+    from scipy.special import betaincinv
+
+    level, n = resampling.level, len(hits)
+    effect = design_effect(hits, resampling.clusters_of(n))
+    if n == 0 or effect == 1.0:
+        return clopper_pearson(int(hits.sum()), n, level=level)
+    k, size, alpha = float(hits.sum()) / effect, n / effect, 1.0 - level
+    lower = 0.0 if k == 0 else float(betaincinv(k, size - k + 1, alpha / 2))
+    upper = 1.0 if k == size else float(betaincinv(k + 1, size - k, 1 - alpha / 2))
+    return Interval(lower, upper, level, "clopper_pearson")
+
+
+def paired_share_interval(
+    before: np.ndarray, after: np.ndarray, resampling: Resampling
+) -> Interval:
+    """Tango's interval of the share after minus the share before.
+
+    With clusters, all counts are divided by the design effect.
+
+    Args:
+        before, after: float64 [N], 0 or 1.
+        resampling: level and clusters.
+    """
+    rw, wr, n = paired_counts(before, after, resampling)
+    if n == 0:
+        return tango(0, 0, 0, level=resampling.level)
+    first, second, size = (np.array([count]) for count in (rw, wr, n))
+    lower, upper = tango_bounds(first, second, size, two_sided_z(resampling.level))
+    return Interval(float(lower[0]), float(upper[0]), resampling.level, "tango")
+
+
+def paired_counts(
+    before: np.ndarray, after: np.ndarray, resampling: Resampling
+) -> tuple[float, float, float]:
+    """Items with a hit before only, after only, and all items, divided by the design effect.
+
+    Args:
+        before, after: float64 [N], 0 or 1.
+        resampling: the clusters.
+    """
+    effect = design_effect(after - before, resampling.clusters_of(len(before)))
+    counts = (np.sum(before > after), np.sum(before < after), len(before))
+    rw, wr, n = (float(count) / effect for count in counts)
+    return rw, wr, n
+
+
+def design_effect(values: np.ndarray, clusters: np.ndarray | None) -> float:
+    """Variance of the mean under clustering, divided by that of independent items; at least 1.
+
+    Without any spread it cannot be estimated: then it is the mean size of a cluster, as if the
+    items of a cluster were one.
+
+    Args:
+        values: float64 [N].
+        clusters: int64 [N], number of each item's cluster; None gives 1.
+    """
+    if clusters is None or not len(values):
+        return 1.0
+    n, count = len(values), int(clusters.max()) + 1
+    apart = values - values.mean()
+    square = float(np.sum(apart**2))
+    if square == 0.0 or count < 2:
+        return n / count
+    between = float(np.sum(np.bincount(clusters, apart) ** 2)) * count / (count - 1)
+    return max(1.0, between * (n - 1) / (n * square))
 
 
 def percentile(draws: np.ndarray, resampling: Resampling) -> Interval:
@@ -110,22 +187,25 @@ def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interv
     Args:
         values: float64 [N], the per-item values whose mean is estimated.
         draws: float64 [resamples], resampled means.
-        resampling: level, and what is recorded.
+        resampling: level, clusters (the jackknife then leaves out whole clusters), and what is
+            recorded.
 
     Returns:
         The interval; without spread both bounds are the mean, and with a mean outside all draws the
         percentile interval.
     """
     mean, spread = float(np.mean(values)), float(np.std(values))
-    if len(values) < 2:
-        return _bootstrapped("bca", resampling, reason="an interval needs at least 2 items")
+    clusters = resampling.clusters_of(len(values))
+    if len(values) < 2 or (clusters is not None and clusters.max() == 0):
+        what = "items" if clusters is None else "clusters"
+        return _bootstrapped("bca", resampling, reason=f"an interval needs at least 2 {what}")
     if np.ptp(values) == 0.0:
         return _bootstrapped("bca", resampling, np.array([mean, mean]))
     # A draw equal to the mean may differ in its last bit, by the order of addition in a product.
     below = float(np.mean(draws < mean - 1e-12 * (abs(mean) + spread)))
     if not 0.0 < below < 1.0:
         return percentile(draws, resampling)
-    z0, a = _NORMAL.inv_cdf(below), acceleration(values)
+    z0, a = _NORMAL.inv_cdf(below), acceleration(values, clusters)
     tail = (1.0 - resampling.level) / 2.0
     levels = [_bca_level(z0, a, _NORMAL.inv_cdf(share)) for share in (tail, 1.0 - tail)]
     return _bootstrapped("bca", resampling, np.quantile(draws, levels))
@@ -142,12 +222,13 @@ def percentile_p(draws: np.ndarray) -> float:
     return min(1.0, 2.0 * (1 + tail) / (1 + len(kept)))
 
 
-def bca_p(values: np.ndarray, draws: np.ndarray) -> float:
+def bca_p(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> float:
     """Two-sided p value of "the mean is 0": where the BCa interval just excludes 0.
 
     Args:
         values: float64 [N], the per-item values.
         draws: float64 [resamples], resampled means.
+        resampling: the clusters.
     """
     mean, spread = float(np.mean(values)), float(np.std(values))
     if spread == 0.0:
@@ -155,7 +236,8 @@ def bca_p(values: np.ndarray, draws: np.ndarray) -> float:
     below = float(np.mean(draws < mean - 1e-12 * (abs(mean) + spread)))
     if not 0.0 < below < 1.0:
         return percentile_p(draws)
-    z0, a = _NORMAL.inv_cdf(below), acceleration(values)
+    z0 = _NORMAL.inv_cdf(below)
+    a = acceleration(values, resampling.clusters_of(len(values)))
     # The level whose quantile is 0: z0 + (z0 + z) / (1 - a (z0 + z)) = w, solved for z.
     share = (0.5 + float(np.sum(draws < 0.0)) + 0.5 * float(np.sum(draws == 0.0))) / (
         1 + len(draws)
@@ -165,14 +247,21 @@ def bca_p(values: np.ndarray, draws: np.ndarray) -> float:
     return min(1.0, 2.0 * _NORMAL.cdf(-abs(z)))
 
 
-def acceleration(values: np.ndarray) -> float:
+def acceleration(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
     """BCa acceleration of a mean: sum u^3 / (6 (sum u^2)^1.5), u from its leave-one-out values.
 
     Args:
         values: float64 [N], not all equal.
+        clusters: int64 [N], number of each item's cluster, at least two; they are left out whole.
     """
-    u = (values - values.mean()) / (len(values) - 1)
-    return float(np.sum(u**3) / (6.0 * np.sum(u**2) ** 1.5))
+    if clusters is None:
+        u = (values - values.mean()) / (len(values) - 1)
+    else:
+        sums, sizes = np.bincount(clusters, values), np.bincount(clusters)
+        left_out = (values.sum() - sums) / (len(values) - sizes)
+        u = left_out.mean() - left_out
+    square = float(np.sum(u**2))
+    return float(np.sum(u**3)) / (6.0 * square**1.5) if square > 0.0 else 0.0
 
 
 def t_interval(values: np.ndarray, *, level: float = 0.95) -> Interval:

@@ -12,7 +12,14 @@ import numpy as np
 from calibit.measures.binning import DEFAULT_BINS, bin_sums
 from calibit.measures.calibration import ece_of_sums
 from calibit.measures.estimate import Estimate, plain
-from calibit.measures.intervals import bca, bca_p, percentile, percentile_p, tango
+from calibit.measures.intervals import (
+    bca,
+    bca_p,
+    paired_counts,
+    paired_share_interval,
+    percentile,
+    percentile_p,
+)
 from calibit.measures.paired import holm
 from calibit.measures.pairs import LabelledPair, labelled_models
 from calibit.measures.resampling import Resampling, resampled_bin_sums, resampled_means
@@ -70,11 +77,12 @@ def rule_sensitivity(
     """
     if len(models) < 2:
         raise ValueError(f"[rule_sensitivity] expected at least 2 rules, got {len(models)}")
-    draw = resampling or Resampling()
-    claims = {
-        rule: _claims(labelled_models(a, b, op=f"rule_sensitivity, {rule}"), draw)
+    pairs = {
+        rule: labelled_models(a, b, op=f"rule_sensitivity, {rule}")
         for rule, (a, b) in models.items()
     }
+    draw = resampling or Resampling()
+    claims = {rule: _claims(pair, pair.resampling(draw)) for rule, pair in pairs.items()}
     return {metric: _judged(metric, claims, draw.level) for metric in CLAIMS}
 
 
@@ -95,17 +103,17 @@ def _claims(pair: LabelledPair, draw: Resampling) -> dict[str, _Claim]:
         change = Estimate(metric, float(values.mean()), "difference", pair.n, unit)
         draws = drawn[:, index]
         bounded = change.with_interval(bca(values, draws, draw))
-        out[metric] = _Claim(bounded, float(levels[metric].mean()), bca_p(values, draws))
+        out[metric] = _Claim(bounded, float(levels[metric].mean()), bca_p(values, draws, draw))
     return out | {"ece": _calibration(pair, draw)}
 
 
 def _accuracy(pair: LabelledPair, draw: Resampling) -> _Claim:
-    rw = int(np.sum(pair.right_a > pair.right_b))
-    wr = int(np.sum(pair.right_a < pair.right_b))
-    change = Estimate("acc", (wr - rw) / pair.n, "difference", pair.n)
+    rw, wr, _ = paired_counts(pair.right_a, pair.right_b, draw)
+    value = float(np.mean(pair.right_b - pair.right_a))
+    change = Estimate("acc", value, "difference", pair.n)
     # At a difference of 0 Tango's score is McNemar's z without correction.
     p = math.erfc(abs(wr - rw) / math.sqrt(2.0 * (rw + wr))) if rw + wr else 1.0
-    bounded = change.with_interval(tango(rw, wr, pair.n, level=draw.level))
+    bounded = change.with_interval(paired_share_interval(pair.right_a, pair.right_b, draw))
     return _Claim(bounded, float(pair.right_a.mean()), p)
 
 

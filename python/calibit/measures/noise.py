@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 
 from calibit.measures.binning import DEFAULT_BINS, bin_sums
 from calibit.measures.calibration import ece_of_sums
-from calibit.measures.distributions import Distributions, segment_sum
+from calibit.measures.distributions import Distributions
 from calibit.measures.estimate import Estimate, plain
-from calibit.measures.fidelity import jsd_values, kl_values
+from calibit.measures.fidelity import jsd_values, kl_values, tv_values
 from calibit.measures.paired import cluster_index, mean_difference
 from calibit.measures.pairs import same_items
 from calibit.measures.resampling import CHUNK_ENTRIES, Resampling
@@ -179,7 +179,7 @@ def _magnitudes(
         "all_flips": table(lambda x: (a.predicted != x.predicted).astype(np.float64)),
         "kl_ab": table(lambda x: kl_values(a, x)),
         "jsd": table(lambda x: jsd_values(a, x)),
-        "tv": table(lambda x: segment_sum(np.abs(a.p - x.p), a.offsets) / 2.0),
+        "tv": table(lambda x: tv_values(a, x)),
     }
     known = gold != UNLABELLED
     if known.any():

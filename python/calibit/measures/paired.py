@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from calibit.measures.estimate import Estimate, undefined
 from calibit.measures.intervals import bca, percentile
-from calibit.measures.resampling import CHUNK_ENTRIES, Resampling, resampled_sums
+from calibit.measures.resampling import Resampling, resampled_means, signed_group_sums
 
 _EXACT_LIMIT = 20
 """Up to this many units all 2^N sign patterns are tried."""
@@ -67,11 +67,12 @@ def mean_difference(
         values: float [N], one difference per item.
         metric: metric id of the result.
         clusters: [N] cluster label per item (passage, prompt); clusters are then resampled whole.
-        method: "bca" or "percentile" (clusters: always percentile).
-        resampling: level, resamples and seed; the defaults of the project where omitted.
+            Those of `resampling` where omitted.
+        method: "bca" or "percentile".
+        resampling: level, resamples, seed and clusters; the defaults of the project where omitted.
 
     Returns:
-        Estimate; `extra["se"]` is the (clustered) standard error.
+        Estimate; `extra["se"]` is the (clustered) standard error, `extra["clusters"]` their number.
 
     Raises:
         ValueError: for values that are not finite, or an unknown method.
@@ -82,14 +83,13 @@ def mean_difference(
     if not len(d):
         return undefined(metric, "no items")
     if clusters is not None:
-        labels = cluster_index(clusters, len(d))
-        sums = np.stack([np.bincount(labels, d), np.bincount(labels)], axis=1)
-        draws = resampled_sums(sums, draw)
-        facts = {"se": clustered_standard_error(d, clusters), "clusters": len(sums)}
-        out = Estimate(metric, float(d.mean()), n=len(d), extra=facts)
-        return out.with_interval(percentile(draws[:, 0] / draws[:, 1], draw))
-    draws = resampled_sums(d[:, None], draw)[:, 0] / len(d)
-    out = Estimate(metric, float(d.mean()), n=len(d), extra={"se": standard_error(d)})
+        draw = replace(draw, clusters=cluster_index(clusters, len(d)))
+    labels = draw.clusters_of(len(d))
+    facts: dict[str, float | None] = {"se": standard_error(d)}
+    if labels is not None:
+        facts = {"se": clustered_standard_error(d, labels), "clusters": int(labels.max()) + 1}
+    draws = resampled_means(d[:, None], draw)[:, 0]
+    out = Estimate(metric, float(d.mean()), n=len(d), extra=facts)
     return out.with_interval(bca(d, draws, draw) if method == "bca" else percentile(draws, draw))
 
 
@@ -150,22 +150,9 @@ def sign_flip_test(values: ArrayLike, *, resamples: int = 9999, seed: int = 0) -
         for value in d:
             sums = np.concatenate([sums + value, sums - value])
         return float(np.mean(np.abs(sums) >= observed))
-    extreme = sum(
-        int(np.sum(np.abs(signs @ d) >= observed)) for signs in sign_chunks(len(d), resamples, seed)
-    )
-    return (1 + extreme) / (1 + resamples)
-
-
-def sign_chunks(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Random signs, the draws of `default_rng(seed).integers(0, 2, (resamples, n)) * 2 - 1`.
-
-    Yields:
-        float64 [rows, n]; the rows of all chunks add up to `resamples`.
-    """
-    rng = np.random.default_rng(seed)
-    rows = max(1, CHUNK_ENTRIES // n)
-    for start in range(0, resamples, rows):
-        yield rng.integers(0, 2, (min(rows, resamples - start), n)) * 2.0 - 1.0
+    everyone = np.ones((1, len(d)), dtype=bool)
+    sums = signed_group_sums(d[None, :], everyone, Resampling(resamples=resamples, seed=seed))
+    return (1 + int(np.sum(np.abs(sums) >= observed))) / (1 + resamples)
 
 
 @dataclass(frozen=True)

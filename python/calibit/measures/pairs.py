@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from calibit.measures.distributions import Distributions, as_distributions
 from calibit.measures.proper import labelled_pair
+from calibit.measures.resampling import Resampling
 from calibit.measures.scores import UNLABELLED, Scores
 
 
@@ -23,17 +24,23 @@ class LabelledPair:
         a, b: distributions of reference and candidate, item by item.
         gold: int64 [N], index of the right choice.
         ids: item ids; folds are made from them.
+        known: bool [M], which of the items given are these N.
     """
 
     a: Distributions
     b: Distributions
     gold: np.ndarray
     ids: tuple[str, ...]
+    known: np.ndarray
 
     @property
     def n(self) -> int:
         """Number of items."""
         return self.a.n
+
+    def resampling(self, given: Resampling | None) -> Resampling:
+        """How these items are resampled: as given for all items, or the project's defaults."""
+        return (given or Resampling()).take(self.known)
 
     @cached_property
     def right_a(self) -> np.ndarray:
@@ -115,6 +122,7 @@ def labelled_models(
         second if known.all() else second.take(known),
         right,
         tuple(name for name, is_known in zip(names, known, strict=True) if is_known),
+        known,
     )
     if not pair.n:
         raise ValueError(f"[{op}] expected at least one labelled item, got none")

@@ -1,14 +1,15 @@
 """Bootstrap resamples as sums of weighted units.
 
 Every statistic here is a function of sums over the drawn items, so a resample needs its counts or
-its sums only. The draws are numpy's `default_rng(seed).integers(0, N, (resamples, N))`, whatever
-the chunk size: two calls with one seed and one N use the same items, which keeps two models paired.
+its sums only. The draws are numpy's `default_rng(seed).integers(0, N, (resamples, N))`, N the
+number of items or of clusters, whatever the chunk size and the number of threads: two calls with
+one seed and one N use the same items, which keeps two models paired.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,66 +22,109 @@ CHUNK_ENTRIES = 1 << 19
 
 @dataclass(frozen=True)
 class Resampling:
-    """How an interval is bootstrapped: two-sided level, number of resamples, seed.
+    """How an interval is bootstrapped.
+
+    Attributes:
+        level: two-sided level.
+        resamples: number of resamples.
+        seed: of all draws.
+        clusters: int64 [N], number of the cluster (passage, prompt) of each item, from 0 without
+            gaps; clusters are then drawn whole. None: items are drawn.
 
     Raises:
-        ValueError: for a level outside (0, 1) or fewer than 100 resamples.
+        ValueError: for a level outside (0, 1), fewer than 100 resamples, or cluster numbers with
+            gaps.
     """
 
     level: float = 0.95
     resamples: int = 9999
     seed: int = 0
+    clusters: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.level < 1.0:
             raise ValueError(f"[resampling] expected a level between 0 and 1, got {self.level}")
         if self.resamples < 100:
             raise ValueError(f"[resampling] expected at least 100 resamples, got {self.resamples}")
+        if self.clusters is not None:
+            found = np.unique(np.asarray(self.clusters))
+            if not np.array_equal(found, np.arange(len(found))):
+                raise ValueError(
+                    f"[resampling] expected cluster numbers 0 to {len(found) - 1}, got "
+                    f"{found[0]} to {found[-1]}"
+                )
+
+    def clusters_of(self, n: int) -> np.ndarray | None:
+        """The clusters of n items; None where items are drawn.
+
+        Raises:
+            ValueError: for clusters of another number of items.
+        """
+        if self.clusters is not None and len(self.clusters) != n:
+            raise ValueError(
+                f"[resampling] expected clusters of {n} items, got {len(self.clusters)}"
+            )
+        return self.clusters
+
+    def take(self, items: np.ndarray) -> Resampling:
+        """The same for a part of the items (int64 indices or a boolean mask); clusters without
+        items are dropped."""
+        if self.clusters is None:
+            return self
+        _, number = np.unique(self.clusters[items], return_inverse=True)
+        return replace(self, clusters=number)
 
 
 def count_chunks(n: int, resampling: Resampling) -> Iterator[np.ndarray]:
-    """How often each of n units occurs in each resample.
+    """How often each of n items occurs in each resample.
 
     Args:
-        n: number of units.
-        resampling: number of resamples and seed.
+        n: number of items.
+        resampling: number of resamples, seed and clusters.
 
     Yields:
         float64 [rows, n]; the rows of all chunks add up to `resampling.resamples`.
     """
-    rng = np.random.default_rng(resampling.seed)
+    clusters = resampling.clusters_of(n)
+    units = n if clusters is None else int(clusters.max()) + 1
+    random = _C.Pcg64(_generator(resampling.seed))
     rows = max(1, CHUNK_ENTRIES // n)
     for start in range(0, resampling.resamples, rows):
-        size = min(rows, resampling.resamples - start)
-        draw = rng.integers(0, n, (size, n))
-        draw += np.arange(size)[:, None] * n
-        yield np.bincount(draw.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        counts = random.counts(units, min(rows, resampling.resamples - start))
+        yield counts if clusters is None else counts[:, clusters]
 
 
-def resampled_sums(units: np.ndarray, resampling: Resampling) -> np.ndarray:
-    """Weighted sums of columns over resamples of the rows.
+def resampled_sums(columns: np.ndarray, resampling: Resampling) -> np.ndarray:
+    """Sums of columns over resamples of the rows.
 
     Args:
-        units: float64 [N, m], one row per resampled unit (item, cluster, window).
-        resampling: number of resamples and seed.
+        columns: float64 [N, m], one row per item.
+        resampling: number of resamples, seed and clusters.
 
     Returns:
         float64 [resamples, m].
     """
+    clusters = resampling.clusters_of(len(columns))
+    units = columns
+    if clusters is not None:
+        units = np.stack([np.bincount(clusters, column) for column in columns.T], axis=1)
     return _C.resampled_sums(units, resampling.resamples, _generator(resampling.seed))
 
 
-def resampled_means(values: np.ndarray, resampling: Resampling) -> np.ndarray:
+def resampled_means(columns: np.ndarray, resampling: Resampling) -> np.ndarray:
     """Means of columns over resamples of the rows.
 
     Args:
-        values: float64 [N, m], N >= 1.
-        resampling: number of resamples and seed.
+        columns: float64 [N, m], N >= 1.
+        resampling: number of resamples, seed and clusters.
 
     Returns:
         float64 [resamples, m].
     """
-    return resampled_sums(values, resampling) / len(values)
+    if resampling.clusters is None:
+        return resampled_sums(columns, resampling) / len(columns)
+    sums = resampled_sums(np.append(columns, np.ones((len(columns), 1)), axis=1), resampling)
+    return sums[:, :-1] / sums[:, -1:]
 
 
 def resampled_bin_sums(
@@ -98,24 +142,133 @@ def resampled_bin_sums(
         bins: number of bins asked for.
         rule: "width" (i/M edges, closed on the right) or "mass" (equal counts, equal values
             together).
-        resampling: number of resamples and seed.
+        resampling: number of resamples, seed and clusters.
 
     Returns:
         float64 [resamples, bins, 3]: count, sum of confidence, sum of correct per bin.
     """
-    if rule == "width":
-        place = width_bins(confidence, bins).astype(np.int32)
-        draws = _generator(resampling.seed)
-        return _C.resampled_bin_sums(place, confidence, correct, bins, resampling.resamples, draws)
     order = np.argsort(confidence, kind="stable")
-    starts = np.flatnonzero(np.diff(confidence[order], prepend=-np.inf))
-    facts = np.stack([np.ones(len(order)), confidence[order], correct[order]])
-    return np.concatenate(
-        [
-            _mass_bin_sums(counts[:, order], starts, facts, bins)
-            for counts in count_chunks(len(order), resampling)
-        ]
-    )
+    unit, units = _units(order, resampling)
+    c, r = confidence[order], correct[order]
+    draws, seed = resampling.resamples, _generator(resampling.seed)
+    if rule == "width":
+        end = np.searchsorted(width_bins(c, bins), np.arange(bins), side="right")
+        return _C.resampled_bin_sums(unit, c, r, end, units, draws, seed)
+    return _C.resampled_mass_sums(unit, c, r, last_of_ties(c), bins, units, draws, seed)
+
+
+def resampled_ranking(
+    confidence: np.ndarray, correct: np.ndarray, order: np.ndarray, resampling: Resampling
+) -> np.ndarray:
+    """AUROC, AURC and excess AURC on every resample; copies of an item stand next to each other.
+
+    Args:
+        confidence, correct: float64 [N].
+        order: int64 [N], items by falling confidence.
+        resampling: number of resamples, seed and clusters.
+
+    Returns:
+        float64 [resamples, 3]; AUROC is NaN where a resample holds one class only.
+    """
+    unit, units = _units(order, resampling)
+    last = last_of_ties(confidence[order])
+    seed = _generator(resampling.seed)
+    return _C.resampled_ranking(unit, correct[order], last, units, resampling.resamples, seed)
+
+
+def resampled_prefix_sums(
+    values: np.ndarray, order: np.ndarray, share: float, resampling: Resampling
+) -> np.ndarray:
+    """Sum of values over the first items of an order, and over all, on every resample.
+
+    Args:
+        values: float64 [N].
+        order: int64 [N], items in the order that counts.
+        share: of the n copies that a resample holds, the first ceil(share n) enter the first sum.
+        resampling: number of resamples, seed and clusters.
+
+    Returns:
+        float64 [resamples, 2].
+    """
+    unit, units = _units(order, resampling)
+    seed = _generator(resampling.seed)
+    return _C.resampled_prefix_sums(unit, values[order], share, units, resampling.resamples, seed)
+
+
+def resampled_group_sums(
+    values: np.ndarray, member: np.ndarray, resampling: Resampling
+) -> np.ndarray:
+    """Count, sum and sum of squares of groups of items on every resample.
+
+    Args:
+        values: float64 [S, N], per group and item (or [1, N], common to the groups).
+        member: bool [S, N], which items belong to a group.
+        resampling: number of resamples, seed and clusters.
+
+    Returns:
+        float64 [resamples, S, 3].
+    """
+    offsets, unit, value, units = _entries(values, member, resampling)
+    seed = _generator(resampling.seed)
+    return _C.resampled_group_sums(offsets, unit, value, units, resampling.resamples, seed)
+
+
+def signed_group_sums(values: np.ndarray, member: np.ndarray, resampling: Resampling) -> np.ndarray:
+    """Sums of groups of items under random signs, common to the groups and to the items of a
+    cluster: the draws of `default_rng(seed).integers(0, 2, (resamples, N)) * 2 - 1`.
+
+    Args:
+        values, member: as in `resampled_group_sums`.
+        resampling: number of sign patterns, seed and clusters.
+
+    Returns:
+        float64 [resamples, S].
+    """
+    offsets, unit, value, units = _entries(values, member, resampling)
+    seed = _generator(resampling.seed)
+    return _C.signed_group_sums(offsets, unit, value, units, resampling.resamples, seed)
+
+
+def permuted_group_sums(
+    values: np.ndarray, member: np.ndarray, resampling: Resampling
+) -> np.ndarray:
+    """Sum and sum of squares of groups after random permutations of the values over the items.
+
+    Args:
+        values: float64 [N].
+        member: bool [S, N], which items belong to a group.
+        resampling: number of permutations and seed.
+
+    Returns:
+        float64 [resamples, S, 2].
+    """
+    offsets, unit, _, _ = _entries(values[None, :], member, replace(resampling, clusters=None))
+    seed = _generator(resampling.seed)
+    return _C.permuted_group_sums(offsets, unit, values, resampling.resamples, seed)
+
+
+def last_of_ties(ordered: np.ndarray) -> np.ndarray:
+    """bool [N]: whether a value differs from the next one; the last one does."""
+    return np.append(ordered[:-1] != ordered[1:], True)[: len(ordered)]
+
+
+def _units(order: np.ndarray, resampling: Resampling) -> tuple[np.ndarray, int]:
+    """Unit that each place of an order is drawn with, and the number of units."""
+    clusters = resampling.clusters_of(len(order))
+    if clusters is None:
+        return order.astype(np.int32), len(order)
+    return clusters[order].astype(np.int32), int(clusters.max()) + 1
+
+
+def _entries(
+    values: np.ndarray, member: np.ndarray, resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Groups as lists: offsets [S + 1], unit and value of every entry, number of units."""
+    groups, items = np.nonzero(member)
+    offsets = np.concatenate([[0], np.cumsum(np.count_nonzero(member, axis=1))])
+    value = np.broadcast_to(values, member.shape)[groups, items]
+    unit, units = _units(np.arange(member.shape[1]), resampling)
+    return offsets, unit[items], value, units
 
 
 def _generator(seed: int) -> list[int]:
@@ -123,27 +276,3 @@ def _generator(seed: int) -> list[int]:
     state = np.random.PCG64(seed).state["state"]
     words = (state["state"], state["inc"])
     return [part for word in words for part in (word >> 64, word & 0xFFFFFFFFFFFFFFFF)]
-
-
-def _mass_bin_sums(
-    counts: np.ndarray, starts: np.ndarray, facts: np.ndarray, bins: int
-) -> np.ndarray:
-    # counts [rows, N] in order of confidence, starts [G] of the runs of equal confidence, facts [3,
-    # N]
-    rows, n = counts.shape
-    ends = np.append(starts[1:], n) - 1
-    weighted = [np.cumsum(counts * fact, axis=1) for fact in facts]
-    if len(ends) < n:
-        weighted = [column[:, ends] for column in weighted]
-    parts = min(bins, n)
-    sizes = np.full(parts, n // parts)
-    sizes[: n % parts] += 1
-    positions = np.cumsum(sizes)
-    groups = len(starts)
-    seen = (weighted[0] + np.arange(rows)[:, None] * (n + 1)).ravel()
-    wanted = (positions[None, :] + np.arange(rows)[:, None] * (n + 1)).ravel()
-    last = np.searchsorted(seen, wanted).reshape(rows, parts) - np.arange(rows)[:, None] * groups
-    cumulative = np.stack([np.take_along_axis(x, last, axis=1) for x in weighted], axis=2)
-    sums = np.zeros((rows, bins, 3))
-    sums[:, :parts] = np.diff(cumulative, axis=1, prepend=0.0)
-    return sums

@@ -219,6 +219,24 @@ class Scores:
         )
 
 
+def available_rules(lines: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Scoring rules that every scored line of a run's items.jsonl has the numbers for.
+
+    Args:
+        lines: lines of choice items; those whose `ll` is null do not count.
+    """
+    scored = [line for line in lines if line.get("ll") is not None]
+    if not scored:
+        return frozenset()
+    found = {"sum"}
+    for rule, key in _LENGTH_OF_RULE.items():
+        if all(line.get(key) and min(line[key]) >= 1 for line in scored):
+            found.add(rule)
+    if all(line.get("unconditional") for line in scored):
+        found.add("pmi")
+    return frozenset(found)
+
+
 def _item_scores(item: Mapping[str, Any], rule: str) -> np.ndarray:
     counts = {key: item.get(key) for key in ("tokens", "chars", "bytes", "unconditional")}
     try:

@@ -12,7 +12,7 @@ from calibit.measures.binning import top_label
 from calibit.measures.confidence import NO_ITEMS
 from calibit.measures.estimate import Estimate, undefined
 from calibit.measures.intervals import percentile
-from calibit.measures.resampling import Resampling, count_chunks
+from calibit.measures.resampling import Resampling, resampled_ranking
 
 
 def auroc(
@@ -35,7 +35,7 @@ def auroc(
         return undefined(
             "auroc", f"all items are {'right' if r[0] else 'wrong'}", n=len(c), estimator="rank"
         )
-    out = Estimate("auroc", float(_auroc_of_counts(np.ones((1, len(c))), c, r)[0]), "rank", len(c))
+    out = Estimate("auroc", _auroc(c, r), "rank", len(c))
     return (
         out
         if resampling is None
@@ -133,22 +133,8 @@ def ranking_draws(
     Returns:
         Three arrays float64 [resamples]; AUROC is NaN where a resample holds one class only.
     """
-    order = rank_order(confidence, ids)
-    wrong, n = 1.0 - correct[order], len(order)
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
-    # Place t enters the risks of all prefixes j >= t: AURC = sum of e_t (H_n - H_{t-1}) / n.
-    weight = np.concatenate([[0.0], np.cumsum(harmonic[n] - harmonic[:n])]) / n
-    # mean_j max(0, j - R) / j for R right items
-    right = np.arange(n + 1)
-    best = (n - right - right * (harmonic[n] - harmonic[right])) / n
-    parts = []
-    for counts in count_chunks(n, resampling):
-        ordered = counts[:, order]
-        area = _aurc_of_counts(ordered, wrong, weight)
-        excess = area - best[(ordered @ correct[order]).round().astype(np.int64)]
-        parts.append(np.stack([_auroc_of_counts(counts, confidence, correct), area, excess]))
-    auroc_draws, aurc_draws, excess_draws = np.concatenate(parts, axis=1)
-    return auroc_draws, aurc_draws, excess_draws
+    drawn = resampled_ranking(confidence, correct, rank_order(confidence, ids), resampling)
+    return drawn[:, 0], drawn[:, 1], drawn[:, 2]
 
 
 def _risks(c: np.ndarray, r: np.ndarray, ids: Sequence[str] | None) -> np.ndarray:
@@ -156,22 +142,10 @@ def _risks(c: np.ndarray, r: np.ndarray, ids: Sequence[str] | None) -> np.ndarra
     return np.cumsum(wrong) / np.arange(1, len(c) + 1)
 
 
-def _auroc_of_counts(counts: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+def _auroc(confidence: np.ndarray, correct: np.ndarray) -> float:
     order = np.argsort(confidence, kind="stable")
-    ordered, hit = counts[:, order], correct[order]
-    right, wrong = ordered * hit, ordered * (1.0 - hit)
-    starts = np.flatnonzero(np.diff(confidence[order], prepend=-np.inf))
-    if len(starts) < len(order):
-        right, wrong = (np.add.reduceat(side, starts, axis=1) for side in (right, wrong))
-    below = np.cumsum(wrong, axis=1) - 0.5 * wrong
-    with np.errstate(invalid="ignore"):
-        won = np.einsum("ij,ij->i", right, below)
-        return won / (right.sum(axis=1) * wrong.sum(axis=1))
-
-
-def _aurc_of_counts(counts: np.ndarray, wrong: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    # sum over items of wrong_k (weight[seen_k] - weight[seen_{k-1}]), summed by parts
-    change = wrong - np.append(wrong[1:], 0.0)
-    used = np.flatnonzero(change)
-    seen = np.cumsum(counts, axis=1)[:, used].astype(np.int64)
-    return weight[seen] @ change[used]
+    c, hit = confidence[order], correct[order]
+    starts = np.flatnonzero(np.append(True, c[1:] != c[:-1]))
+    right, wrong = (np.add.reduceat(side, starts) for side in (hit, 1.0 - hit))
+    below = np.cumsum(wrong) - 0.5 * wrong
+    return float(np.sum(right * below) / (right.sum() * wrong.sum()))

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from calibit.measures.scores import UNLABELLED, Scores
-from calibit.measures.summaries import summarize
+from calibit.measures.summaries import panel
 
 MOST_TIES = 0.01
 MOST_CONSTANT = 0.05
 LEAST_SPREAD = 1e-6
 
-_BY_CLASS = ("sce", "ace_nixon", "tace", "debiased_l2_marginal", "ece_null")
+_BY_CLASS = ("sce", "ace_nixon", "tace", "debiased_l2_marginal")
 
 Line = Mapping[str, Any]
 
@@ -82,7 +82,9 @@ def _label_shuffle(scores: Scores) -> Check:
     )
     # With a tie at the top the prediction is the first of the equal choices: left to its own check.
     clear = _clear(scores)
-    before, after = summarize(scores.take(clear)), summarize(shuffled.take(clear))
+    before, after = (
+        panel(side.take(clear), simulate=False).estimates() for side in (scores, shuffled)
+    )
     moved = [
         key
         for key in before

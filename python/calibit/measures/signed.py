@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calibit.measures.confidence import means_of
 from calibit.measures.estimate import Estimate, plain, undefined
 from calibit.measures.fidelity import kl_values
-from calibit.measures.intervals import clopper_pearson, percentile, tango
-from calibit.measures.paired import average_ranks, cluster_index, mean_difference
+from calibit.measures.intervals import paired_share_interval, percentile, share_interval
+from calibit.measures.paired import average_ranks, cluster_index
 from calibit.measures.pairs import LabelledPair, labelled_models
-from calibit.measures.resampling import Resampling, count_chunks
+from calibit.measures.resampling import Resampling, resampled_prefix_sums
 
 UNSURE_SHARE = 0.2
 """Share of positions, those of highest reference entropy, whose part of the KL is told."""
@@ -83,29 +84,28 @@ def direction(
     Raises:
         ValueError: for items that do not pair, have one choice, or are not labelled.
     """
-    pair, draw = labelled_models(a, b, gold, op="direction"), resampling or Resampling()
-    clusters = _kept(documents, gold, a, pair)
+    pair = labelled_models(a, b, gold, op="direction")
+    draw = pair.resampling(resampling)
+    if documents is not None:
+        draw = replace(draw, clusters=_documents(documents, pair))
     kl, entropy = kl_values(pair.a, pair.b), pair.a.entropy
-
-    def mean(metric: str, values: np.ndarray, unit: str = "") -> Estimate:
-        if not np.isfinite(values).all():
-            return undefined(metric, "infinite: an outcome has probability 0", n=pair.n, unit=unit)
-        out = mean_difference(values, metric=metric, clusters=clusters, resampling=draw)
-        return replace(out, unit=unit)
-
-    d_conf_true = mean("d_conf_true", pair.d_p_true)
-    d_log = mean("d_log_conf_true", pair.d_log_p_true, "nats")
+    means = means_of(
+        {"kl_ab": kl, "d_conf_true": pair.d_p_true, "d_log_conf_true": pair.d_log_p_true},
+        draw,
+        units={"kl_ab": "nats", "d_log_conf_true": "nats"},
+    )
+    d_conf_true, d_log = means["d_conf_true"], means["d_log_conf_true"]
     net = _net_flips(pair, draw)
     kept = math.ceil(UNSURE_SHARE * pair.n - 1e-9)
     return Direction(
         pair.n,
-        mean("kl_ab", kl, "nats"),
+        means["kl_ab"],
         d_conf_true,
         d_log,
         _lost_share(pair, draw),
         net,
         kept,
-        _unsure_share(kl, entropy, clusters, draw),
+        _unsure_share(kl, entropy, draw),
         _spearman(kl, entropy),
         _silent((d_conf_true, d_log, net), above_floor),
     )
@@ -127,34 +127,26 @@ def _excludes_zero(one: Estimate) -> bool:
     return one.lower > 0.0 or one.upper < 0.0
 
 
-def _kept(
-    documents: Sequence[object] | None, gold: ArrayLike | None, a: Any, pair: LabelledPair
-) -> np.ndarray | None:
-    if documents is None:
-        return None
-    labels = np.asarray(getattr(a, "gold", None) if gold is None else gold)
-    if len(documents) != len(labels):
-        raise ValueError(f"[direction] expected {len(labels)} documents, got {len(documents)}")
-    kept = [one for one, label in zip(documents, labels, strict=True) if label >= 0]
+def _documents(documents: Sequence[object], pair: LabelledPair) -> np.ndarray:
+    if len(documents) != len(pair.known):
+        raise ValueError(f"[direction] expected {len(pair.known)} documents, got {len(documents)}")
+    kept = [one for one, known in zip(documents, pair.known, strict=True) if known]
     return cluster_index(kept, pair.n)
 
 
 def _lost_share(pair: LabelledPair, draw: Resampling) -> Estimate:
-    lost = int(np.sum(pair.d_p_true < 0))
-    out = Estimate("lost_share", lost / pair.n, n=pair.n)
-    return out.with_interval(clopper_pearson(lost, pair.n, level=draw.level))
+    lost = (pair.d_p_true < 0).astype(np.float64)
+    out = Estimate("lost_share", float(lost.mean()), n=pair.n)
+    return out.with_interval(share_interval(lost, draw))
 
 
 def _net_flips(pair: LabelledPair, draw: Resampling) -> Estimate:
-    rw = int(np.sum(pair.right_a > pair.right_b))
-    wr = int(np.sum(pair.right_a < pair.right_b))
-    out = Estimate("net_flips", (wr - rw) / pair.n, "difference", pair.n)
-    return out.with_interval(tango(rw, wr, pair.n, level=draw.level))
+    net = float(np.mean(pair.right_b - pair.right_a))
+    out = Estimate("net_flips", net, "difference", pair.n)
+    return out.with_interval(paired_share_interval(pair.right_a, pair.right_b, draw))
 
 
-def _unsure_share(
-    kl: np.ndarray, entropy: np.ndarray, clusters: np.ndarray | None, draw: Resampling
-) -> Estimate:
+def _unsure_share(kl: np.ndarray, entropy: np.ndarray, draw: Resampling) -> Estimate:
     n, total = len(kl), float(kl.sum())
     kept = math.ceil(UNSURE_SHARE * n - 1e-9)
     facts = {"positions": kept, "null": kept / n}
@@ -164,23 +156,11 @@ def _unsure_share(
     order = np.argsort(-entropy, kind="stable")
     value = float(kl[order[:kept]].sum()) / total
     out = Estimate("unsure_share", value, "ratio", n, extra=facts)
-    units = n if clusters is None else int(clusters.max()) + 1
-    if units < 2:
+    if n < 2 or (draw.clusters is not None and draw.clusters.max() == 0):
         return replace(out, reason="an interval needs at least 2 positions or documents")
-    draws = []
-    for counts in count_chunks(units, draw):
-        copies = counts if clusters is None else counts[:, clusters]
-        draws.append(_share_of_counts(copies[:, order], kl[order]))
-    return out.with_interval(percentile(np.concatenate(draws), draw))
-
-
-def _share_of_counts(copies: np.ndarray, kl: np.ndarray) -> np.ndarray:
-    """Share of the KL in the first fifth of every resample, from copies [rows, N] in order."""
-    seen = np.cumsum(copies, axis=1)
-    kept = np.ceil(UNSURE_SHARE * seen[:, -1:] - 1e-9)
-    inside = np.clip(kept - (seen - copies), 0.0, copies)
+    first, every = resampled_prefix_sums(kl, order, UNSURE_SHARE, draw).T
     with np.errstate(invalid="ignore"):
-        return (inside @ kl) / (copies @ kl)
+        return out.with_interval(percentile(first / every, draw))
 
 
 def _spearman(kl: np.ndarray, entropy: np.ndarray) -> Estimate:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibit.measures.paired import sign_chunks
-from calibit.measures.resampling import Resampling, count_chunks
+from calibit.measures.resampling import Resampling, resampled_group_sums, signed_group_sums
 
 
 def moments(
@@ -31,11 +30,11 @@ def family_moments(
     """Mean, standard error and size of every family member.
 
     Args:
-        values: float64 [S, N] (or [1, N]), per member and item.
-        member: float64 [S, N], 1 where an item belongs to the member.
+        values: float64 [S, N], per member and item (or [1, N], common to the members).
+        member: bool [S, N], which items belong to a member.
     """
-    inside = member * values
-    return moments(inside.sum(axis=1), (inside * values).sum(axis=1), member.sum(axis=1))
+    inside = np.where(member, values, 0.0)
+    return moments(inside.sum(axis=1), (inside * inside).sum(axis=1), member.sum(axis=1))
 
 
 def studentised_maxima(
@@ -45,25 +44,17 @@ def studentised_maxima(
 
     Args:
         values, member: as in `family_moments`.
-        draw: number of resamples and seed.
+        draw: number of resamples, seed and clusters.
 
     Returns:
         Two arrays float64 [resamples]; their quantiles are simultaneous bounds in standard errors.
     """
     mean = family_moments(values, member)[0]
-    inside = member * values
-    units = np.concatenate([inside, inside * values, member], axis=0).T
-    slices, high, low = len(member), [], []
-    for counts in count_chunks(values.shape[1], draw):
-        sums = counts @ units
-        star, se, size = moments(
-            sums[:, :slices], sums[:, slices : 2 * slices], sums[:, 2 * slices :]
-        )
-        usable = (se > 0) & (size >= 2)
-        t = np.where(usable, (star - mean) / np.where(usable, se, 1.0), 0.0)
-        high.append(t.max(axis=1))
-        low.append((-t).max(axis=1))
-    return np.concatenate(high), np.concatenate(low)
+    size, total, squares = np.moveaxis(resampled_group_sums(values, member, draw), -1, 0)
+    star, se, size = moments(total, squares, size)
+    usable = (se > 0) & (size >= 2)
+    t = np.where(usable, (star - mean) / np.where(usable, se, 1.0), 0.0)
+    return t.max(axis=1), (-t).max(axis=1)
 
 
 def sign_flip_p(values: np.ndarray, member: np.ndarray, draw: Resampling) -> np.ndarray:
@@ -72,18 +63,25 @@ def sign_flip_p(values: np.ndarray, member: np.ndarray, draw: Resampling) -> np.
 
     Args:
         values, member: as in `family_moments`.
-        draw: number of sign patterns and seed.
+        draw: number of sign patterns, seed and clusters.
 
     Returns:
         float64 [S].
     """
     mean, se, size = family_moments(values, member)
-    inside = member * values
-    squares, units = (inside * values).sum(axis=1), inside.T
-    observed = np.divide(mean, se, out=np.zeros_like(mean), where=se > 0)
-    reached = np.zeros(len(member))
-    for signs in sign_chunks(values.shape[1], draw.resamples, draw.seed):
-        star, star_se, _ = moments(signs @ units, squares, size)
-        t = np.divide(star, star_se, out=np.zeros_like(star), where=star_se > 0)
-        reached += (t.max(axis=1)[:, None] >= observed - 1e-9).sum(axis=0)
-    return (1.0 + reached) / (1.0 + draw.resamples)
+    squares = (np.where(member, values, 0.0) ** 2).sum(axis=1)
+    star, star_se, _ = moments(signed_group_sums(values, member, draw), squares, size)
+    return adjusted_p(ratio(mean, se), ratio(star, star_se))
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, and 0 where there is nothing to divide by."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def adjusted_p(observed: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Share of draws [B, S] whose largest statistic reaches each observed one [S], with the
+    observed itself counted."""
+    largest = np.sort(drawn.max(axis=1))
+    reached = len(largest) - np.searchsorted(largest, observed - 1e-9, side="left")
+    return (1.0 + reached) / (1.0 + len(largest))

@@ -17,11 +17,13 @@ from statistics import NormalDist
 
 import numpy as np
 
-from calibit.measures.intervals import tango_bounds, two_sided_z
-from calibit.measures.resampling import CHUNK_ENTRIES, Resampling
+from calibit.measures.intervals import paired_counts, tango_bounds, two_sided_z
+from calibit.measures.resampling import Resampling, permuted_group_sums
 from calibit.measures.simultaneous import (
+    adjusted_p,
     family_moments,
     moments,
+    ratio,
     sign_flip_p,
     studentised_maxima,
 )
@@ -173,12 +175,10 @@ def worst_slice(
         raise ValueError("[worst_slice] expected damage of accuracy in -1, 0, 1, got other values")
     if not len(slices.names):
         return SliceSearch(metric, (), draw.level, reason=f"no slice with at least {N_MIN} items")
-    member = slices.member.astype(np.float64)
+    member = slices.member
     mean, se, size = family_moments(d[None, :], member)
     if accuracy:
-        # Damage counts right -> wrong as positive: Tango's difference with its counts exchanged.
-        lost, won = (member @ (d > 0)).round(), (member @ (d < 0)).round()
-        maker = BoundsMaker(mean, se, discordant=(won, lost, size))
+        maker = BoundsMaker(mean, se, discordant=_discordant(d, member, draw))
     else:
         maker = BoundsMaker(mean, se, maxima=studentised_maxima(d[None, :], member, draw))
     lower, upper = maker.at(draw.level)
@@ -224,27 +224,28 @@ def shrink(damage: Sequence[float], se: Sequence[float]) -> Heterogeneity:
     return Heterogeneity(q, tau2, mean, tuple((mean + tau2 / (tau2 + s**2) * (d - mean)).tolist()))
 
 
+def _discordant(
+    d: np.ndarray, member: np.ndarray, draw: Resampling
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Items won, lost and all of every slice, divided by its design effect.
+
+    Damage counts right to wrong as positive: Tango's difference with its counts exchanged.
+    """
+    won, lost = ((d < 0).astype(np.float64), (d > 0).astype(np.float64))
+    rows = [paired_counts(won[row], lost[row], draw.take(row)) for row in member]
+    first, second, size = np.array(rows).T
+    return first, second, size
+
+
 def _permutation_p(d: np.ndarray, member: np.ndarray, draw: Resampling) -> np.ndarray:
-    observed = _contrast_t(d[None, :], member)[0]
-    rng, reached = np.random.default_rng(draw.seed), np.zeros(len(member))
-    rows = max(1, CHUNK_ENTRIES // len(d))
-    for start in range(0, draw.resamples, rows):
-        shuffled = rng.permuted(np.tile(d, (min(rows, draw.resamples - start), 1)), axis=1)
-        reached += (_contrast_t(shuffled, member).max(axis=1)[:, None] >= observed - 1e-9).sum(
-            axis=0
-        )
-    return (1.0 + reached) / (1.0 + draw.resamples)
+    inside = member @ np.stack([d, d * d], axis=1)
+    observed = _contrast_t(inside[None], d, member)[0]
+    return adjusted_p(observed, _contrast_t(permuted_group_sums(d, member, draw), d, member))
 
 
-def _contrast_t(d: np.ndarray, member: np.ndarray) -> np.ndarray:
-    # Welch's t of slice against rest, [rows, S], for rows of values d [rows, N]
-    size = member.sum(axis=1)
-    total, squares = d @ member.T, d**2 @ member.T
+def _contrast_t(sums: np.ndarray, d: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """Welch's t of slice against rest, [rows, S], from sums and squares inside [rows, S, 2]."""
+    size, (total, squares) = member.sum(axis=1), np.moveaxis(sums, -1, 0)
     inside, inside_se, _ = moments(total, squares, size)
-    rest = moments(
-        d.sum(axis=1, keepdims=True) - total,
-        (d**2).sum(axis=1, keepdims=True) - squares,
-        d.shape[1] - size,
-    )
-    error = np.sqrt(inside_se**2 + rest[1] ** 2)
-    return np.divide(inside - rest[0], error, out=np.zeros_like(error), where=error > 0)
+    rest, rest_se, _ = moments(d.sum() - total, (d * d).sum() - squares, len(d) - size)
+    return ratio(inside - rest, np.sqrt(inside_se**2 + rest_se**2))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from calibit.measures import calibration, classwise, selective, smooth
 from calibit.measures.binning import DEFAULT_BINS, bin_sums
 from calibit.measures.calibration import ece_of_sums, l2_of_sums
-from calibit.measures.confidence import NO_ITEMS
+from calibit.measures.confidence import NO_ITEMS, means_of
 from calibit.measures.estimate import Estimate, undefined
-from calibit.measures.fidelity import js_distance, jsd, kl_ab, kl_ba, tv
-from calibit.measures.intervals import bca, clopper_pearson, percentile, tango
+from calibit.measures.fidelity import jsd_values, kl_values, tv_values
+from calibit.measures.intervals import bca, paired_share_interval, percentile, share_interval
 from calibit.measures.proper import brier_values
-from calibit.measures.resampling import Resampling, resampled_bin_sums, resampled_sums
+from calibit.measures.resampling import Resampling, resampled_bin_sums, resampled_means
 from calibit.measures.scores import Scores
 
 NO_LABELS = "no labelled items"
@@ -42,11 +44,13 @@ class Statistic:
         estimate: the value, without interval.
         values: float64 [n] per-item values where the metric is their mean, else None.
         draws: float64 [resamples] resampled values, None where it is not resampled.
+        resampling: how they were resampled, with the clusters of these n items.
     """
 
     estimate: Estimate
     values: np.ndarray | None = None
     draws: np.ndarray | None = None
+    resampling: Resampling | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,20 +69,7 @@ class Panel:
 
     def estimates(self) -> dict[str, Estimate]:
         """Metric id -> Estimate, with an interval where the metric has one."""
-        return {
-            name: self._with_interval(name, statistic)
-            for name, statistic in self.statistics.items()
-        }
-
-    def _with_interval(self, name: str, statistic: Statistic) -> Estimate:
-        out, draw = statistic.estimate, self.resampling
-        if draw is None or out.value is None:
-            return out
-        if name == "acc":
-            return out.with_interval(
-                clopper_pearson(round(out.value * out.n), out.n, level=draw.level)
-            )
-        return _bounded(out, statistic.values, statistic.draws, draw)
+        return {name: _with_interval(name, one) for name, one in self.statistics.items()}
 
 
 def summarize(
@@ -100,22 +91,29 @@ def summarize(
 
 
 def panel(
-    scores: Scores, *, bins: int = DEFAULT_BINS, resampling: Resampling | None = None
+    scores: Scores,
+    *,
+    bins: int = DEFAULT_BINS,
+    resampling: Resampling | None = None,
+    simulate: bool = True,
 ) -> Panel:
     """The statistics behind `summarize`, with their resamples.
 
     Two panels of the same items and resampling use the same resamples, so their differences are
     paired.
+
+    Args:
+        scores: the items.
+        bins: number of bins of the calibration errors.
+        resampling: asks for resamples.
+        simulate: whether to simulate `ece_null`, the slowest of them.
     """
     out = _item_statistics(scores, resampling)
     known = scores if scores.labelled.all() else scores.take(scores.labelled)
+    draw = None if resampling is None else resampling.take(scores.labelled)
     if known.n:
-        out |= (
-            _label_means(known, resampling)
-            | _binned(known, bins, resampling)
-            | _ranking(known, resampling)
-        )
-        out |= _without_interval(known, bins)
+        out |= _label_means(known, draw) | _binned(known, bins, draw) | _ranking(known, draw)
+        out |= _without_interval(known, bins, simulate=simulate)
     else:
         names = (*_LABEL_MEANS, *_LABEL_RATIOS, *_BINNED, *_RANKED, *_POINTS)
         out |= {
@@ -153,9 +151,7 @@ def differences(a: Panel, b: Panel) -> dict[str, Estimate]:
         facts = {**first.estimate.extra, "a": float(first.estimate), "b": float(second.estimate)}
         estimate = replace(first.estimate, value=change, estimator="difference", extra=facts)
         out[name] = (
-            estimate
-            if a.resampling is None
-            else _bounded_difference(name, estimate, first, second, a.resampling)
+            estimate if a.resampling is None else _bounded_difference(name, estimate, first, second)
         )
     return out
 
@@ -165,14 +161,21 @@ def divergences(
 ) -> dict[str, Estimate]:
     """Divergences between two models on the same items, by metric id (jsd in bits)."""
     first, second = a.distributions, b.distributions
-    named = {
-        "kl_ab": kl_ab(first, second, resampling=resampling),
-        "kl_ba": kl_ba(first, second, resampling=resampling),
-        "jsd": jsd(first, second, unit="bits", resampling=resampling),
-        "js_distance": js_distance(first, second, resampling=resampling),
-        "tv": tv(first, second, resampling=resampling),
+    jsd = jsd_values(first, second) / math.log(2.0)
+    columns = {
+        "kl_ab": kl_values(first, second),
+        "kl_ba": kl_values(second, first),
+        "jsd": jsd,
+        "js_distance": np.sqrt(jsd),
+        "tv": tv_values(first, second),
     }
-    return {name: replace(one, extra={**one.extra, "rule": a.rule}) for name, one in named.items()}
+    units = {"kl_ab": "nats", "kl_ba": "nats", "jsd": "bits"}
+    facts: dict[str, dict[str, Any]] = {name: {"rule": a.rule} for name in columns}
+    for name, values in columns.items():
+        facts[name] |= {"max": float(values.max())} if len(values) else {}
+    facts["js_distance"]["base"] = 2.0
+    named = means_of(columns, resampling, units=units)
+    return {name: replace(one, extra=facts[name]) for name, one in named.items()}
 
 
 _RANKED = ("auroc", "aurc", "e_aurc")
@@ -244,12 +247,13 @@ def _means(
         return {name: Statistic(undefined(name, NO_ITEMS)) for name in columns}
     draws = None
     if resampling is not None:
-        draws = resampled_sums(np.stack(list(columns.values()), axis=1), resampling) / n
+        draws = resampled_means(np.stack(list(columns.values()), axis=1), resampling)
     return {
         name: Statistic(
             Estimate(name, float(values.mean()), n=n, unit=_UNITS.get(name, "")),
             values,
             None if draws is None else draws[:, index],
+            resampling,
         )
         for index, (name, values) in enumerate(columns.items())
     }
@@ -268,7 +272,8 @@ def _ratio(
         return Statistic(estimate)
     weight = acc_draws if name == "conf_correct" else 1.0 - acc_draws
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Statistic(estimate, draws=np.where(weight > 1e-12, part.draws / weight, np.nan))
+        draws = np.where(weight > 1e-12, part.draws / weight, np.nan)
+        return Statistic(estimate, draws=draws, resampling=part.resampling)
 
 
 def _binned(scores: Scores, bins: int, resampling: Resampling | None) -> dict[str, Statistic]:
@@ -284,7 +289,8 @@ def _binned(scores: Scores, bins: int, resampling: Resampling | None) -> dict[st
     for name, (rule, statistic, estimator) in _BINNED.items():
         facts = {"bins": bins, "binning": rule, "biased_estimator": True}
         estimate = Estimate(name, float(statistic(sums[rule])), estimator, len(c), extra=facts)
-        out[name] = Statistic(estimate, draws=statistic(drawn[rule]) if drawn else None)
+        draws = statistic(drawn[rule]) if drawn else None
+        out[name] = Statistic(estimate, draws=draws, resampling=resampling)
     return out
 
 
@@ -296,14 +302,15 @@ def _ranking(scores: Scores, resampling: Resampling | None) -> dict[str, Statist
     if resampling is None:
         return {"auroc": Statistic(auroc), "aurc": Statistic(aurc), "e_aurc": Statistic(e_aurc)}
     drawn = selective.ranking_draws(c, r, ids, resampling)
+    first = drawn[0] if auroc.value is not None else None
     return {
-        "auroc": Statistic(auroc, draws=drawn[0] if auroc.value is not None else None),
-        "aurc": Statistic(aurc, draws=drawn[1]),
-        "e_aurc": Statistic(e_aurc, draws=drawn[2]),
+        "auroc": Statistic(auroc, draws=first, resampling=resampling),
+        "aurc": Statistic(aurc, draws=drawn[1], resampling=resampling),
+        "e_aurc": Statistic(e_aurc, draws=drawn[2], resampling=resampling),
     }
 
 
-def _without_interval(scores: Scores, bins: int) -> dict[str, Statistic]:
+def _without_interval(scores: Scores, bins: int, *, simulate: bool) -> dict[str, Statistic]:
     d, r, gold = scores.distributions, scores.correct, scores.gold
     named = {
         "mce": calibration.mce(d.confidence, r, bins=bins),
@@ -312,27 +319,35 @@ def _without_interval(scores: Scores, bins: int) -> dict[str, Statistic]:
         "tace": classwise.tace(d, gold, bins=bins),
         "debiased_l2_marginal": classwise.debiased_l2_marginal(d, gold, bins=bins),
         "smece": smooth.smece(d.confidence, r),
-        "ece_null": calibration.ece_null(d.confidence, bins=bins),
     }
+    if simulate:
+        named["ece_null"] = calibration.ece_null(d.confidence, bins=bins)
     return {name: Statistic(estimate) for name, estimate in named.items()}
 
 
+def _with_interval(name: str, one: Statistic) -> Estimate:
+    out, draw = one.estimate, one.resampling
+    if draw is None or out.value is None:
+        return out
+    if name == "acc" and one.values is not None:
+        return out.with_interval(share_interval(one.values, draw))
+    return _bounded(out, one.values, one.draws, draw)
+
+
 def _bounded(
-    out: Estimate, values: np.ndarray | None, draws: np.ndarray | None, draw: Resampling
+    out: Estimate, values: np.ndarray | None, draws: np.ndarray | None, draw: Resampling | None
 ) -> Estimate:
-    if draws is None:
+    if draws is None or draw is None:
         return out
     if values is not None and np.isfinite(values).all():
         return out.with_interval(bca(values, draws, draw))
     return out.with_interval(percentile(draws, draw))
 
 
-def _bounded_difference(
-    name: str, out: Estimate, a: Statistic, b: Statistic, draw: Resampling
-) -> Estimate:
-    if name == "acc" and a.values is not None and b.values is not None:
-        rw, wr = int(np.sum(a.values > b.values)), int(np.sum(a.values < b.values))
-        return out.with_interval(tango(rw, wr, out.n, level=draw.level))
+def _bounded_difference(name: str, out: Estimate, a: Statistic, b: Statistic) -> Estimate:
+    draw = a.resampling
+    if name == "acc" and a.values is not None and b.values is not None and draw is not None:
+        return out.with_interval(paired_share_interval(a.values, b.values, draw))
     values = b.values - a.values if a.values is not None and b.values is not None else None
     draws = b.draws - a.draws if a.draws is not None and b.draws is not None else None
     return _bounded(out, values, draws, draw)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from calibit.measures.calibrators import LogisticFit, fit_logistic, label_free_temperature
 from calibit.measures.estimate import Estimate, plain, undefined
 from calibit.measures.folds import FOLDS, folds_of
-from calibit.measures.intervals import percentile, tango
+from calibit.measures.intervals import paired_share_interval, percentile
 from calibit.measures.paired import McNemar, mcnemar
 from calibit.measures.pairs import LabelledPair, labelled_models
 from calibit.measures.resampling import Resampling, count_chunks, resampled_means
@@ -130,7 +130,7 @@ def threshold_transfer(
     """
     target, value = _target(coverage, risk, tau)
     pair = labelled_models(a, b, gold, ids=ids, op="threshold_transfer")
-    draw = resampling or Resampling()
+    draw = pair.resampling(resampling)
     folds = None if target == "tau" or in_sample else FOLDS
     setting = _Setting(target, value, in_sample, folds)
     out = ThresholdTransfer(target, value, pair.n, folds, in_sample)
@@ -331,8 +331,8 @@ def _difference(
     column = {"coverage": 0, "false_accepts": 1}.get(quantity)
     if column is None:
         return out.with_interval(percentile(draws, draw))
-    test = _discordance(accept[0][:, column], accept[1][:, column])
-    return out.with_interval(tango(test.rw, test.wr, n, level=draw.level))
+    before, after = (indicators[:, column] for indicators in accept)
+    return out.with_interval(paired_share_interval(before, after, draw))
 
 
 def _discordance(first: np.ndarray, second: np.ndarray) -> McNemar:

@@ -111,7 +111,7 @@ def before_after(measured: Sequence[Candidate], points: Points) -> list[Panel]:
 def by_initial(measured: Sequence[Candidate]) -> list[Panel]:
     """Change by the baseline's confidence, all on one scale."""
     groups = [
-        [row for row in one["comparison"]["change_by_initial"] if row["lower"] is not None]
+        [row for row in _initial(one).get("bins", ()) if row["lower"] is not None]
         for one in measured
     ]
     ends = [abs(row[key]) for rows in groups for row in rows for key in ("lower", "upper")]
@@ -125,10 +125,14 @@ def by_initial(measured: Sequence[Candidate]) -> list[Panel]:
     return found
 
 
+def _initial(one: Candidate) -> Mapping[str, Any]:
+    return one["comparison"]["controls"]["initial"] or {}
+
+
 def _slope(one: Candidate) -> str:
-    slopes = one["comparison"]["initial_slope"]
-    naive, oldham = slopes.get("naive"), slopes.get("oldham")
-    if not naive or naive.get("value") is None:
+    found = _initial(one)
+    naive, oldham = found["naive"]["conf_true"], found["oldham"]
+    if naive.get("value") is None:
         return ""
     slope = numbers.fixed(naive["value"], digits=3, signed=True)
     text = f"Naive slope {slope} {numbers.interval(naive['lower'], naive['upper'], digits=3)}"
