@@ -101,9 +101,12 @@ def test_audit_json_has_the_promised_entries(finished: Audit) -> None:
 def test_audit_equals_a_comparison_of_its_runs(finished: Audit) -> None:
     runs = finished.path / "runs"
     again = compare(runs / "baseline", runs / "gptq-int4-g32", resamples=120)
-    assert again.to_dict() == finished.candidates["gptq-int4-g32"]["comparison"]
+    recorded = finished.candidates["gptq-int4-g32"]["comparison"]
+    by_controls = [check["check"] for check in recorded["checks"][len(again.checks) :]]
+    assert by_controls == ["identical run", "8-bit control, all_flips", "8-bit control, nll"]
+    assert {**again.to_dict(), "checks": recorded["checks"]} == recorded
     assert again.verdict().verdict == finished.verdicts["gptq-int4-g32"]
-    assert finished.comparison("gptq-int4-g32").to_dict() == again.to_dict()
+    assert finished.comparison("gptq-int4-g32").to_dict() == recorded
     with pytest.raises(ValueError, match=r"\[audit\] expected a measured candidate"):
         finished.comparison("nf4")
 

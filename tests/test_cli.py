@@ -176,7 +176,7 @@ def test_usage_errors_exit_with_3_and_point_to_help(
         (["audit", "{model}", "--schemes", "int8", "--tasks", "nothing"], "known tasks"),
         (["audit", "{model}", "--schemes", "int8", "--policy", "no.yaml"], "does not exist"),
         (["audit", "{model}", "--candidates", "./missing/candidate"], "does not exist"),
-        (["audit", "{model}", "--rigor", "full"], "expected rigor"),
+        (["audit", "{model}", "--rigor", "utmost"], "expected rigor"),
         (["audit", "{model}", "--device", "foo"], "expected device to be cpu, cuda"),
         (["audit", "{model}", "--dtype", "float8"], "expected dtype to be one of auto, float32"),
         (["audit", "{model}", "--rule", "foo"], "expected rule to be one of sum"),

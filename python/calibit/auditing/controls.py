@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from calibit.auditing.job import FULL, QUICK, Job
 from calibit.auditing.models import Entry, Loaded
 
 if TYPE_CHECKING:
+    from calibit.comparison import Comparison, ExtraRuns
     from calibit.runs import Run
 
 COPIES = 8
@@ -112,6 +113,42 @@ def eight_bit(
     if runs_of_eight_bit(job, entries):
         entry = Entry(EIGHT_BIT, EIGHT_BIT, scheme=EIGHT_BIT)
         found.eight_bit = evaluate(lambda: _read(entry, job), items, EIGHT_BIT)
+
+
+def extra_runs(found: ControlRuns, entry: Entry) -> ExtraRuns:
+    """The control runs that the comparison of one candidate uses."""
+    from calibit.comparison import ExtraRuns
+
+    first, second = (found.forms.get(name) for name in (models.BASELINE, entry.name))
+    return ExtraRuns(
+        reruns=found.reruns,
+        other_form=(first, second) if first is not None and second is not None else None,
+        perturbed=found.copies.get(entry.name, ()),
+    )
+
+
+def checked(
+    comparison: Comparison, found: ControlRuns, base: Run, run: Run, control: Run | None, job: Job
+) -> Comparison:
+    """The comparison with the checks that control runs allow.
+
+    Args:
+        comparison: of `base` and `run`.
+        found: the audit's control runs.
+        base, run: the reference and the candidate.
+        control: the 8-bit build; None where there is none, or the candidate has 8 bits itself.
+        job: gives rule and seed.
+    """
+    from calibit.measures import Resampling
+    from calibit.measures.run_checks import eight_bit_control, identical_run
+
+    checks = list(comparison.checks)
+    if found.repeat is not None:
+        checks.append(identical_run(*(list(one.items()) for one in found.repeat)))
+    if control is not None:
+        scores = [one.scores(rule=job.rule) for one in (base, control, run)]
+        checks += eight_bit_control(*scores, resampling=Resampling(seed=job.seed))
+    return replace(comparison, checks=tuple(checks))
 
 
 def _baseline_again(

@@ -23,6 +23,7 @@ from calibit.auditing.result import AUDIT_FILE, REPORT_FILE, Audit
 from calibit.reporting.progress import JobProgress, Stage
 
 if TYPE_CHECKING:
+    from calibit.comparison import Comparison
     from calibit.evaluation import Progress, Text
     from calibit.runs import Run
 
@@ -328,27 +329,37 @@ def _control_by_eight_bit(state: _State) -> None:
         )
 
 
+def _compare(state: _State, entry: Entry) -> Comparison:
+    from calibit.comparison import compare
+
+    job, base, run = state.job, state.runs[models.BASELINE], state.runs[entry.name]
+    comparison = compare(
+        base,
+        run,
+        rule=job.rule,
+        level=job.level,
+        resamples=job.resamples,
+        seed=job.seed,
+        extra=controls.extra_runs(state.controls, entry),
+    )
+    built = next((one.name for one in state.entries if controls.is_eight_bit(one)), None)
+    control = state.controls.eight_bit or state.runs.get(built or "")
+    if controls.is_eight_bit(entry) or entry.scheme is None:
+        control = None
+    return controls.checked(comparison, state.controls, base, run, control, job)
+
+
 def _finish(state: _State) -> Audit:
     """Compare, judge, and write audit.json and report.html, in this order of appearance."""
-    from calibit.comparison import compare
     from calibit.reporting.html import write_report
 
-    base = state.runs[models.BASELINE]
     comparisons = {}
     _control_by_eight_bit(state)
     for index, entry in enumerate(state.entries[1:], start=_STEPS * len(state.entries) + 1):
         state.progress.enter(index)
         if entry.name in state.runs:
-            job = state.job
             try:
-                comparisons[entry.name] = compare(
-                    base,
-                    state.runs[entry.name],
-                    rule=job.rule,
-                    level=job.level,
-                    resamples=job.resamples,
-                    seed=job.seed,
-                )
+                comparisons[entry.name] = _compare(state, entry)
             except ValueError as error:
                 state.errors[entry.name] = str(error)
         state.progress.leave()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ class Audit:
             ValueError: no such candidate, or one that failed.
         """
         from calibit.comparison import compare
+        from calibit.measures.self_audit import Check
 
         known = [one for one in self.candidates if one not in self.failed]
         if name not in known:
@@ -98,7 +99,7 @@ class Audit:
                 f"{name!r}"
             )
         protocol = self.data["protocol"]
-        return compare(
+        again = compare(
             self.path / self.data["baseline"]["run"],
             self.path / self.candidates[name]["run"],
             rule=protocol["rule"],
@@ -106,6 +107,8 @@ class Audit:
             resamples=protocol["resamples"],
             seed=protocol["seed"],
         )
+        recorded = self.candidates[name]["comparison"]["checks"]  # those of control runs among them
+        return replace(again, checks=tuple(Check(**check) for check in recorded))
 
     def table(self) -> RenderableType:
         """The results and verdicts for a terminal."""
