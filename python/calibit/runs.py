@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from calibit.measures.scores import Scores
 
 SCHEMA = "calibit.run/1"
+CONTINUATION = "continuation"
+"""Kind of an item with a single choice: right where it is the model's own greedy continuation."""
+
 MANIFEST = "manifest.json"
 META = "run.json"
 ITEMS = "items.jsonl"
@@ -115,6 +118,11 @@ class Run:
         from calibit.measures.scores import Scores
 
         return Scores.from_items(self._items, rule=rule)
+
+    def continuations(self) -> list[dict[str, Any]]:
+        """Lines of items with a single choice (LAMBADA): `is_greedy[0]` says whether it is right,
+        `ll[0]` how likely it is; `ll` is None where it could not be scored."""
+        return [dict(item) for item in self._items if item.get("kind") == CONTINUATION]
 
     def text_names(self) -> tuple[str, ...]:
         """Names of the scored texts."""

@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from calibit.auditing import models
-from calibit.auditing.job import FULL, QUICK, Job
+from calibit.auditing.job import FULL, QUICK, Job, task_options
 from calibit.auditing.models import Entry, Loaded
 
 if TYPE_CHECKING:
@@ -210,7 +210,8 @@ def _second_wording(job: Job, items: Sequence[Any], found: ControlRuns) -> list[
     other: list[Any] = []
     for spec in job.tasks:
         try:
-            other += [i for i in read(spec, form="alt").items if (i.task, i.id) in wanted]
+            second = read(spec, form="alt", **task_options(job)).items
+            other += [item for item in second if (item.task, item.id) in wanted]
         except ValueError as error:
             note = f"No second wording of {spec}: {error}"
             if note not in found.notes:

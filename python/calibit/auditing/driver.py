@@ -294,6 +294,7 @@ def _evaluate(
         "command": state.command,
         "progress": _tokens_to(state.progress),
         "unconditional": job.rule == "pmi",
+        "apply_chat_template": job.apply_chat_template,
         **jobs.batch_options(job),
         **changes,
     }
@@ -302,8 +303,11 @@ def _evaluate(
 
 def _strings(state: _State) -> Iterator[str]:
     """Every text that the audit encodes."""
+    from calibit.evaluation.identity import contexts_of
+
     for item in state.items:
-        yield from (item.context + item.delimiter + choice for choice in item.choices)
+        pairs = zip(contexts_of(item), item.choices, strict=True)
+        yield from (context + item.delimiter + choice for context, choice in pairs)
     if state.text is not None:
         yield from state.text.parts
 

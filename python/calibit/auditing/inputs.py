@@ -21,7 +21,7 @@ def read_inputs(job: Job) -> tuple[list[Any], list[str], Text | None]:
     from calibit.evaluation.job import collect_items
     from calibit.tasks import limit, read
 
-    tasks = [read(spec) for spec in job.tasks]
+    tasks = [read(spec, **jobs.task_options(job)) for spec in job.tasks]
     samples = [
         task.items if job.limit is None else limit(task.items, job.limit, seed=job.seed)
         for task in tasks

@@ -57,6 +57,9 @@ class Job:
         policy: margins of the verdict as a mapping; None takes the default policy.
         trust_remote_code: let models bring code of their own.
         store_docs: write prompts and choices beside the numbers.
+        num_fewshot: answered examples in front of each question.
+        apply_chat_template: put prompts into the chat template of each model's tokenizer.
+        include_path: folder with YAML tasks of lm-evaluation-harness.
     """
 
     model: str
@@ -82,6 +85,9 @@ class Job:
     policy: Mapping[str, Any] | None = field(default=None, hash=False)
     trust_remote_code: bool = False
     store_docs: bool = True
+    num_fewshot: int = 0
+    apply_chat_template: bool = False
+    include_path: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The job with a fingerprint of every local input, as JSON types."""
@@ -91,6 +97,7 @@ class Job:
     def _local_inputs(self) -> list[str]:
         named = [self.model, *self.candidates, *self.schemes, self.text, self.calibration]
         named += [task.rpartition("=")[2] for task in self.tasks]
+        named += [self.include_path] if self.include_path else []
         return [name for name in dict.fromkeys(named) if Path(name).exists()]
 
 
@@ -109,6 +116,11 @@ def several(values: Any) -> tuple[Any, ...]:
 def batch_options(job: Job) -> dict[str, Any]:
     """The batch size as an argument of `evaluate`; nothing where its default is wanted."""
     return {} if job.batch_tokens is None else {"batch_tokens": job.batch_tokens}
+
+
+def task_options(job: Job) -> dict[str, Any]:
+    """How tasks are read, as arguments of `calibit.tasks.read`."""
+    return {"num_fewshot": job.num_fewshot, "include_path": job.include_path}
 
 
 def speed_option(job: Job) -> str | None:

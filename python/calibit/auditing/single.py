@@ -114,6 +114,7 @@ def evaluate_model(
             seed=job.seed,
             bos=job.bos,
             unconditional=job.rule == "pmi",
+            apply_chat_template=job.apply_chat_template,
             store_docs=job.store_docs,
             speed=jobs.speed_option(job),
             command=command,
@@ -132,7 +133,26 @@ def _measures(run: Run, job: Job) -> dict[str, Estimate]:
     scores = run.scores(job.rule)
     found = summarize(scores, resampling=resampling) if scores.n else {}
     texts = {name: ppl(run.text_nll(name)) for name in run.text_names()}
-    return {**found, **{f"ppl:{name}": one for name, one in texts.items()}}
+    return {**found, **_continued(run, job), **{f"ppl:{name}": one for name, one in texts.items()}}
+
+
+def _continued(run: Run, job: Job) -> dict[str, Estimate]:
+    """Share of greedy answers and perplexity per answer of tasks with a single choice (LAMBADA)."""
+    from calibit.measures import ppl
+    from calibit.measures.estimate import Estimate
+    from calibit.measures.intervals import clopper_pearson
+
+    by_task: dict[str, list[Mapping[str, Any]]] = {}
+    for line in run.continuations():
+        if line["ll"] is not None:
+            by_task.setdefault(line["task"], []).append(line)
+    found: dict[str, Estimate] = {}
+    for task, lines in by_task.items():
+        n, right = len(lines), sum(line["is_greedy"][0] for line in lines)
+        accuracy = Estimate("greedy", right / n, n=n)
+        found[f"greedy:{task}"] = accuracy.with_interval(clopper_pearson(right, n, level=job.level))
+        found[f"ppl:{task}, per answer"] = ppl([-line["ll"][0] for line in lines])
+    return found
 
 
 def compare_runs(

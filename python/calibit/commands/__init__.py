@@ -44,6 +44,9 @@ def audit(
     calib: given.Calibration = jobs.TEXT,
     calib_tokens: given.CalibrationTokens = None,
     tasks: given.Tasks = list(jobs.TASKS),  # noqa: B006
+    num_fewshot: given.NumFewshot = 0,
+    apply_chat_template: given.ChatTemplate = False,
+    include_path: given.IncludePath = None,
     limit: given.Limit = str(jobs.QUICK_LIMIT),
     text: given.Text = jobs.TEXT,
     text_tokens: given.TextTokens = jobs.TEXT_TOKENS,
@@ -110,7 +113,10 @@ def audit(
         model=jobs.local(model),
         schemes=_schemes(schemes, candidates),
         candidates=tuple(map(jobs.local, given.words(candidates))),
-        tasks=given.task_words(tasks),
+        tasks=given.task_words(tasks, include_path),
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        include_path=None if include_path is None else jobs.local(include_path),
         text=jobs.local(text),
         limit=given.limit_of(limit),
         text_window=text_window,
@@ -199,6 +205,9 @@ def quantize(
 def evaluate(
     model: given.Model,
     tasks: given.Tasks = list(jobs.TASKS),  # noqa: B006
+    num_fewshot: given.NumFewshot = 0,
+    apply_chat_template: given.ChatTemplate = False,
+    include_path: given.IncludePath = None,
     limit: given.Limit = "all",
     text: given.Text = jobs.TEXT,
     text_tokens: given.TextTokens = jobs.TEXT_TOKENS,
@@ -241,7 +250,10 @@ def evaluate(
 
     job = jobs.Job(
         model=jobs.local(model),
-        tasks=given.task_words(tasks),
+        tasks=given.task_words(tasks, include_path),
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        include_path=None if include_path is None else jobs.local(include_path),
         text=jobs.local(text),
         limit=given.limit_of(limit),
         text_window=text_window,

@@ -41,15 +41,16 @@ def words(values: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(word for value in values or () for word in value.split(",") if word)
 
 
-def task_words(values: Sequence[str]) -> tuple[str, ...]:
+def task_words(values: Sequence[str], include_path: Path | None = None) -> tuple[str, ...]:
     """Tasks as one list; a comma may also stand inside one, as in "probe:en,de"."""
     from calibit.tasks import known
 
+    names = known(include_path)
     found: list[str] = []
     for word in words(values):
         name = word.partition("=")[0].partition(":")[0]
         inside = found and ":" in found[-1] and "=" not in found[-1]
-        if inside and name not in known() and not Path(name).is_file():
+        if inside and name not in names and not Path(name).is_file():
             found[-1] += f",{word}"
         else:
             found.append(word)
@@ -107,6 +108,22 @@ Limit = Annotated[
         "Items per task, a fixed sample that keeps the share of every slice; or all.",
         MEASURE,
         "--limit",
+    ),
+]
+NumFewshot = Annotated[
+    int, option("Answered examples before each question.", MEASURE, "--num_fewshot", min=0)
+]
+ChatTemplate = Annotated[
+    bool,
+    option("Put prompts into the model's chat template.", MEASURE, "--apply_chat_template"),
+]
+IncludePath = Annotated[
+    Path | None,
+    option(
+        "Folder with multiple-choice tasks of lm-evaluation-harness (YAML).",
+        MEASURE,
+        "--include_path",
+        show_default="none",
     ),
 ]
 Text = Annotated[str, option("Text for the perplexity: pydoc, a file, or none.", MEASURE, "--text")]

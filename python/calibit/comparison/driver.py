@@ -101,7 +101,7 @@ def compare(
         controls=controls_of(paired, extra or ExtraRuns(), draw),
         points=_points(right_a, right_b),
         checks=_checks(paired),
-        warnings=(*paired.warnings, *warnings, *_notes(paired, draw)),
+        warnings=(*paired.warnings, *warnings, *_uncompared(a), *_notes(paired, draw)),
         evidence=_evidence(first, second, a, b, replace(draw, clusters=None)),
     )
 
@@ -189,6 +189,13 @@ def _notes(paired: Paired, draw: Resampling) -> list[str]:
                 "its confidence should not be interpreted"
             )
     return notes
+
+
+def _uncompared(run: RunLike) -> list[str]:
+    """Items of a run that a comparison passes over."""
+    read = getattr(run, "continuations", None)
+    left = len(read()) if read else 0
+    return [f"{left} items with a single choice are not compared, only measured"] if left else []
 
 
 def _evidence(

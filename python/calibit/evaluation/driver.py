@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from calibit.evaluation.batching import Batch, plan, tokens_of
+from calibit.evaluation.chat import in_template, template_hash
 from calibit.evaluation.checking import choose_method
 from calibit.evaluation.folder import RunFolder
 from calibit.evaluation.job import Job, Options, collect_items, collect_texts
@@ -66,6 +67,7 @@ def evaluate(
     seed: int = 0,
     bos: str = "tokenizer",
     unconditional: bool = False,
+    apply_chat_template: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     store_docs: bool = True,
@@ -93,6 +95,8 @@ def evaluate(
         seed: of that sample, and of models with a random part.
         bos: `tokenizer`, `always` or `never`.
         unconditional: also score the choices after an empty context, for rule `pmi`.
+        apply_chat_template: put every prompt into the tokenizer's chat template; choices then
+            follow without a space in front.
         batch_tokens: tokens of a batch, which is the unit of work that is stored.
         max_length: longest input in tokens; default the model's context.
         store_docs: write prompts and choices beside the numbers.
@@ -118,8 +122,18 @@ def evaluate(
     for name, value in (("batch_tokens", batch_tokens), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ValueError(f"[evaluate] expected {name} of at least 1, got {value}")
-    options = Options(scheme, seed, bos, unconditional, batch_tokens, max_length, store_docs)
+    options = Options(
+        scheme,
+        seed,
+        bos,
+        unconditional,
+        batch_tokens,
+        max_length,
+        store_docs,
+        template_hash(tokenizer) if apply_chat_template else None,
+    )
     items, texts = collect_items(tasks, limit=limit, seed=seed), collect_texts(text)
+    items = in_template(items, tokenizer) if apply_chat_template else items
     if not items and not texts:
         raise ValueError("[evaluate] expected tasks with items, or a text, got neither")
     with (

@@ -123,19 +123,22 @@ class Encoder:
 
 
 def encode_items(
-    encoder: Encoder, pairs: Sequence[tuple[str, Sequence[str]]], *, max_length: int
+    encoder: Encoder,
+    pairs: Sequence[tuple[str | Sequence[str], Sequence[str]]],
+    *,
+    max_length: int,
 ) -> list[EncodedChoices]:
     """Encode items given as (context, continuations with their delimiter).
 
     Args:
         encoder: tokenizer and BOS rule.
-        pairs: per item the context and its continuations.
+        pairs: per item the context, or the context of each choice, and its continuations.
         max_length: positions the model can take.
 
     Returns:
         One EncodedChoices per pair, in order.
     """
-    split = [[_move_space(context, text) for text in texts] for context, texts in pairs]
+    split = [_moved(contexts, texts) for contexts, texts in pairs]
     flat = [pair for item in split for pair in item]
     whole = encoder(context + text for context, text in flat if context)
     ids = encoder(context for context, _ in flat if context)
@@ -144,6 +147,11 @@ def encode_items(
         _assemble([_split_ids(encoder, pair, whole, ids, bare) for pair in item], max_length)
         for item in split
     ]
+
+
+def _moved(contexts: str | Sequence[str], texts: Sequence[str]) -> list[tuple[str, str]]:
+    each = [contexts] * len(texts) if isinstance(contexts, str) else contexts
+    return [_move_space(context, text) for context, text in zip(each, texts, strict=True)]
 
 
 def _move_space(context: str, text: str) -> tuple[str, str]:

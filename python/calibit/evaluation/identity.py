@@ -38,6 +38,11 @@ def context_hash(contexts: Sequence[str]) -> str:
     return text_hash(contexts[0] if len(set(contexts)) == 1 else list(contexts))
 
 
+def contexts_of(item: Any) -> tuple[str, ...]:
+    """The context of each choice of an item."""
+    return tuple(getattr(item, "contexts", ())) or (item.context,) * len(item.choices)
+
+
 def choices_hash(delimiter: str, choices: Sequence[str]) -> str:
     """SHA-256 of the delimiter and the choices of an item."""
     return text_hash([delimiter, *choices])
@@ -55,7 +60,14 @@ def items_hash(items: Iterable[Any]) -> str:
                 list(item.choices),
                 item.gold,
                 dict(item.slices),
+                *_more(item),
             ]
             for item in items
         ]
     )
+
+
+def _more(item: Any) -> list[Any]:
+    """Contexts of the choices and several right answers, where an item has them."""
+    parts = {name: list(getattr(item, name, ())) for name in ("contexts", "right")}
+    return [parts] if any(parts.values()) else []

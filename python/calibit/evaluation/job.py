@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibit.evaluation.encoding import EncodedChoices, Encoder, context_length, encode_items
-from calibit.evaluation.identity import tokenizer_hash
+from calibit.evaluation.identity import contexts_of, tokenizer_hash
 from calibit.evaluation.records import describe_tasks, describe_texts
 from calibit.evaluation.text import Text, Windows, make_windows, plan_windows
 from calibit.fingerprint import weight_hash
@@ -31,6 +31,7 @@ class Options:
     batch_tokens: int
     max_length: int | None
     store_docs: bool
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Job:
         """Encode items and texts, plan the shards, hash what identifies the job."""
         length = options.max_length or context_length(model.config, tokenizer)
         encoder = Encoder(tokenizer, bos=options.bos)
-        pairs = [(item.context, tuple(item.delimiter + c for c in item.choices)) for item in items]
+        pairs = [(contexts_of(item), _continuations(item)) for item in items]
         sets = list(dict.fromkeys(choices for _, choices in pairs)) if options.unconditional else []
         index = {choices: len(pairs) + place for place, choices in enumerate(sets)}
         windows = [make_windows(encoder, text, max_length=length) for text in texts]
@@ -92,11 +93,19 @@ class Job:
             "text": describe_texts(windows, shards),
             "weight_hash": weight_hash(model),
         }
+        if options.chat_template is not None:
+            identity["chat_template_hash"] = options.chat_template
         encoded = encode_items(
-            encoder, [*pairs, *(("", choices) for choices in sets)], max_length=length
+            encoder,
+            [*pairs, *((("",) * len(choices), choices) for choices in sets)],
+            max_length=length,
         )
         alone = [index[choices] for _, choices in pairs] if sets else []
         return cls(model, items, encoded, alone, windows, shards, options, identity)
+
+
+def _continuations(item: Any) -> tuple[str, ...]:
+    return tuple(item.delimiter + choice for choice in item.choices)
 
 
 def collect_items(tasks: Sequence[str | Item], *, limit: int | None, seed: int) -> list[Item]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calibit.evaluation.encoding import EncodedChoices
-from calibit.evaluation.identity import choices_hash, context_hash, items_hash
+from calibit.evaluation.identity import choices_hash, context_hash, contexts_of, items_hash
 from calibit.evaluation.scoring import ChoiceScores
 from calibit.evaluation.text import Windows
+from calibit.runs import CONTINUATION
 
 if TYPE_CHECKING:
     from calibit.tasks import Item
@@ -65,11 +66,12 @@ def item_lines(
     for index, (item, ids, score) in enumerate(zip(items, encoded, scores, strict=True)):
         reason = ids.reason or _not_finite(score)
         line = {
-            "kind": "choice",
+            "kind": "choice" if len(item.choices) > 1 else CONTINUATION,
             "id": item.id,
             "task": item.task,
             "slices": dict(item.slices),
             "gold": item.gold,
+            **({"right": list(item.right)} if getattr(item, "right", ()) else {}),
             "ll": None if reason or score is None else list(score.ll),
             "tokens": [len(tokens) for tokens in ids.targets],
             "chars": [len(choice) for choice in item.choices],
@@ -82,7 +84,7 @@ def item_lines(
         line |= {
             "truncated": ids.truncated,
             "boundary_merge": ids.boundary_merge,
-            "context_hash": context_hash([item.context]),
+            "context_hash": context_hash(contexts_of(item)),
             "choices_hash": choices_hash(item.delimiter, item.choices),
             "reason": reason,
         }
@@ -96,6 +98,7 @@ def doc_lines(items: Sequence[Item]) -> Iterator[dict[str, Any]]:
             "id": item.id,
             "task": item.task,
             "context": item.context,
+            **({"contexts": list(item.contexts)} if getattr(item, "contexts", ()) else {}),
             "delimiter": item.delimiter,
             "choices": list(item.choices),
         }

@@ -162,7 +162,9 @@ class Scores:
 
         Lines of another kind than "choice" are passed over, and so are lines whose `ll` is null
         (their `reason` says why): such an item is missing from the result, and pairing two runs
-        then names it.
+        then names it. An item with several right choices (`right`) becomes two outcomes, right and
+        wrong, each with the pooled probability of its choices: `conf_true` is then TruthfulQA's
+        mc2.
 
         Args:
             items: mappings with id, task, gold, ll, and what the rule needs (tokens, chars, bytes,
@@ -171,7 +173,7 @@ class Scores:
         """
         choices = (item for item in items if item.get("kind", "choice") == "choice")
         kept = [item for item in choices if item.get("ll") is not None]
-        gold = [UNLABELLED if item.get("gold") is None else int(item["gold"]) for item in kept]
+        gold = [_gold(item) for item in kept]
         return cls(
             ids=tuple(str(item["id"]) for item in kept),
             tasks=tuple(str(item["task"]) for item in kept),
@@ -240,6 +242,16 @@ def available_rules(lines: Sequence[Mapping[str, Any]]) -> frozenset[str]:
 def _item_scores(item: Mapping[str, Any], rule: str) -> np.ndarray:
     counts = {key: item.get(key) for key in ("tokens", "chars", "bytes", "unconditional")}
     try:
-        return choice_scores(rule, item["ll"], **counts)
+        z = choice_scores(rule, item["ll"], **counts)
     except ValueError as error:
         raise ValueError(f"{error} in item {item['id']!r} of task {item['task']!r}") from error
+    if not item.get("right"):
+        return z
+    right = np.isin(np.arange(len(z)), item["right"])
+    return np.array([np.logaddexp.reduce(z[right]), np.logaddexp.reduce(z[~right])])
+
+
+def _gold(item: Mapping[str, Any]) -> int:
+    if item.get("right"):
+        return 0
+    return UNLABELLED if item.get("gold") is None else int(item["gold"])

@@ -405,7 +405,8 @@ def run_rows(meta: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[
 
     Args:
         meta: `run.json`.
-        metrics: metric id -> estimate as a mapping; `ppl:NAME` for the texts.
+        metrics: metric id -> estimate as a mapping; `ppl:NAME` for the texts, `greedy:TASK` for
+            tasks with a single choice.
     """
     found = []
     for metric in (*METRICS, *DETAILS):
@@ -415,6 +416,11 @@ def run_rows(meta: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[
         value = f"{metric.level.value(one['value'])} {metric.unit}".rstrip()
         found.append((metric.label, value, metric.level.interval(one["lower"], one["upper"])))
     for name, one in metrics.items():
+        if name.startswith("greedy:"):
+            level = METRICS[0].level
+            share = f"{level.value(one['value'])} {METRICS[0].unit}".rstrip()
+            label = f"accuracy of {name.removeprefix('greedy:')}, greedy"
+            found.append((label, share, level.interval(one["lower"], one["upper"])))
         if name.startswith("ppl:"):
             value = numbers.fixed(one["value"], digits=2)
             found.append((f"perplexity of {name.removeprefix('ppl:')}", value, ""))

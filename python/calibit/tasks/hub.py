@@ -10,12 +10,13 @@ from calibit.tasks.catalog import Task
 from calibit.tasks.rows import Row
 
 
-def download(name: str, task: Task) -> list[Row]:
-    """Load the evaluation split with the package `datasets`.
+def download(name: str, task: Task, *, examples: bool = False) -> list[Row]:
+    """Load the evaluation split, or that of the few-shot examples, with the package `datasets`.
 
     Args:
         name: the task as the user wrote it.
-        task: says which data set, configurations and split.
+        task: says which data set, configurations and splits.
+        examples: take the split that few-shot examples come from.
 
     Returns:
         The rows of all configurations in order; where a task has one configuration per
@@ -25,6 +26,24 @@ def download(name: str, task: Task) -> list[Row]:
         RuntimeError: `datasets` is not installed, or the data set cannot be had; the message
             says how to go on with a local file.
     """
+    split = task.hub.examples if examples else task.hub.split
+    rows: list[Row] = []
+    for configuration in task.hub.configurations:
+        extra: Mapping[str, Any] = {"lang": configuration} if "{lang}" in task.name else {}
+        rows += fetch(name, task.hub.path, configuration, split, extra=extra)
+    return rows
+
+
+def fetch(
+    name: str,
+    path: str,
+    configuration: str | None,
+    split: str,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """Rows of one split of one configuration; `options` go to `datasets.load_dataset`."""
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
@@ -32,16 +51,12 @@ def download(name: str, task: Task) -> list[Row]:
             f"[tasks] expected the package 'datasets' to download task {name!r}: pip install "
             f"datasets, or give the rows as a file: {name}=FILE.jsonl"
         ) from error
-    rows: list[Row] = []
-    for configuration in task.hub.configurations:
-        where = "/".join(filter(None, (task.hub.path, configuration, task.hub.split)))
-        try:
-            table = datasets.load_dataset(task.hub.path, configuration, split=task.hub.split)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RuntimeError(
-                f"[tasks] expected to download {where}, got {error}; check the network, or give "
-                f"the rows as a file: {name}=FILE.jsonl"
-            ) from error
-        extra: Mapping[str, Any] = {"lang": configuration} if "{lang}" in task.name else {}
-        rows += [Row({**row, **extra}, f"{where}, row {n}") for n, row in enumerate(table)]
-    return rows
+    where = "/".join(filter(None, (path, configuration, split)))
+    try:
+        table = datasets.load_dataset(path, configuration, split=split, **(options or {}))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RuntimeError(
+            f"[tasks] expected to download {where}, got {error}; check the network, or give "
+            f"the rows as a file: {name}=FILE.jsonl"
+        ) from error
+    return [Row({**row, **(extra or {})}, f"{where}, row {n}") for n, row in enumerate(table)]

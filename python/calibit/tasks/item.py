@@ -20,6 +20,11 @@ class Item:
         slices: slice key -> value, e.g. {"lang": "en", "domain": "capitals"}.
         delimiter: what stands between context and choice; continuation k is
             `delimiter + choices[k]`.
+        contexts: the context of each choice, where choices stand inside it (then `choices` are what
+            follows, and `context` is empty); empty where all share `context`.
+        right: the right choices, where there are several; their probabilities count together.
+        system: the beginning of every context that is an instruction and no question; a chat
+            template puts it into the system turn.
     """
 
     id: str
@@ -29,6 +34,9 @@ class Item:
     gold: int | None
     slices: Mapping[str, str] = field(default_factory=dict, hash=False)
     delimiter: str = " "
+    contexts: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()
+    system: str = ""
 
 
 def digest(*parts: object) -> int:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calibit.tasks import hub, prepare, probe
+from calibit.tasks import fewshot, harness, hub, prepare, probe
 from calibit.tasks.building import build_items
-from calibit.tasks.catalog import LOCAL, TASKS, Columns, Task, Wording
+from calibit.tasks.catalog import LOCAL, TASKS, Columns, Examples, Task, Wording
 from calibit.tasks.item import Item
 from calibit.tasks.rows import Row, read_rows
 
@@ -25,17 +25,35 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def known() -> tuple[str, ...]:
+def known(include_path: str | Path | None = None) -> tuple[str, ...]:
     """Names that `load` knows without a file of that name."""
-    return (probe.NAME, *TASKS)
+    own = () if include_path is None else tuple(harness.tasks_in(Path(include_path)))
+    return (probe.NAME, *TASKS, *(name for name in own if name not in TASKS))
 
 
-def load(spec: str, *, form: str = "main", repair: bool = True) -> list[Item]:
+def load(
+    spec: str,
+    *,
+    form: str = "main",
+    repair: bool = True,
+    num_fewshot: int = 0,
+    fewshot_seed: int = fewshot.SEED,
+    include_path: str | Path | None = None,
+) -> list[Item]:
     """Load the items of a task; see `read` for arguments and errors."""
-    return list(read(spec, form=form, repair=repair).items)
+    options = Options(form, repair, num_fewshot, fewshot_seed)
+    return list(_read(spec, options, include_path).items)
 
 
-def read(spec: str, *, form: str = "main", repair: bool = True) -> Loaded:
+def read(
+    spec: str,
+    *,
+    form: str = "main",
+    repair: bool = True,
+    num_fewshot: int = 0,
+    fewshot_seed: int = fewshot.SEED,
+    include_path: str | Path | None = None,
+) -> Loaded:
     """Load the items of a task together with notes for the report.
 
     Args:
@@ -50,6 +68,11 @@ def read(spec: str, *, form: str = "main", repair: bool = True) -> Loaded:
             wording, same gold).
         repair: correct known faults of published data (XCOPA's `question`); False reproduces
             tools that do not.
+        num_fewshot: answered examples in front of each question: from the hub's split for them, or
+            from the file itself, the question's own row left out.
+        fewshot_seed: of their draw.
+        include_path: folder with YAML files of lm-evaluation-harness's multiple-choice tasks; their
+            names are known too, and come before the built-in ones.
 
     Returns:
         The items in file order. A file that is not the full evaluation split gives a task name
@@ -60,18 +83,72 @@ def read(spec: str, *, form: str = "main", repair: bool = True) -> Loaded:
             names file and line and says what to do.
         RuntimeError: rows from the hub asked for without the package `datasets`.
     """
-    if form not in FORMS:
-        raise ValueError(f"[tasks] expected a form among {', '.join(FORMS)}, got {form!r}")
+    return _read(spec, Options(form, repair, num_fewshot, fewshot_seed), include_path)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of `read` that every kind of task shares; see there."""
+
+    form: str
+    repair: bool
+    num_fewshot: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"[tasks] expected a form among {', '.join(FORMS)}, got {self.form!r}")
+        if self.num_fewshot < 0:
+            raise ValueError(f"[tasks] expected num_fewshot of at least 0, got {self.num_fewshot}")
+
+    @property
+    def note(self) -> str:
+        """What a report should say of the examples."""
+        return f"{self.num_fewshot} examples before every question, seed {self.seed}"
+
+
+def _read(spec: str, options: Options, include_path: str | Path | None) -> Loaded:
     if Path(spec).is_file():
-        return _verbatim(Path(spec), form)
+        return _verbatim(Path(spec), options)
     left, separator, file = spec.partition("=")
     name, _, wanted = left.partition(":")
+    if include_path is not None and name in (files := harness.tasks_in(Path(include_path))):
+        return _keep(
+            _harness(files[name], Path(file) if separator else None, options), wanted, spec
+        )
     if name == probe.NAME and not separator:
-        return _keep(Loaded(tuple(probe.render(form))), wanted, spec)
+        if options.num_fewshot:
+            raise ValueError("[tasks] expected num_fewshot 0 for 'probe', which has no examples")
+        return _keep(Loaded(tuple(probe.render(options.form))), wanted, spec)
     if name not in TASKS:
         raise _unknown(spec, name, bool(separator))
-    rows = read_rows(Path(file)) if separator else hub.download(name, TASKS[name])
-    return _keep(_with_template(TASKS[name], rows, form, repair), wanted, spec)
+    task = TASKS[name]
+    if options.num_fewshot and task.examples is None:
+        raise ValueError(
+            f"[tasks] expected num_fewshot 0 for {name!r}, whose prompt has examples of its own"
+        )
+    rows = read_rows(Path(file)) if separator else hub.download(name, task)
+    pool = None
+    if options.num_fewshot and not separator and task.hub.examples != task.hub.split:
+        pool = hub.download(name, task, examples=True)
+    return _keep(_with_template(task, rows, pool, options), wanted, spec)
+
+
+def _harness(path: Path, file: Path | None, options: Options) -> Loaded:
+    if options.form != "main":
+        raise ValueError(
+            f"[tasks] expected form 'main' for {path}, got {options.form!r}: it has one wording"
+        )
+    task = harness.HarnessTask.load(path)
+    items = task.items(read_rows(file) if file is not None else task.rows())
+    count = options.num_fewshot or task.num_fewshot
+    if not count:
+        return Loaded(tuple(items))
+    pool = None if file is not None or not task.examples else task.items(task.rows(examples=True))
+    shown = fewshot.with_examples(
+        items, pool, count, rule=task.drawing, seed=options.seed, between=task.between
+    )
+    return Loaded(tuple(shown), (f"{task.name}: {replace(options, num_fewshot=count).note}",))
 
 
 def _unknown(spec: str, name: str, has_file: bool) -> ValueError:
@@ -102,11 +179,11 @@ def _keep(loaded: Loaded, wanted: str, spec: str) -> Loaded:
     return replace(loaded, items=kept)
 
 
-def _verbatim(path: Path, form: str) -> Loaded:
-    if form != "main":
+def _verbatim(path: Path, options: Options) -> Loaded:
+    if options.form != "main":
         raise ValueError(
-            f"[tasks] expected a task with a second wording for form {form!r}, got {path}, whose "
-            "contexts are used as they stand; give the other wording as a file of its own"
+            f"[tasks] expected a task with a second wording for form {options.form!r}, got {path}, "
+            "whose contexts are used as they stand; give the other wording as a file of its own"
         )
     stem = path.stem + ("_verbatim" if path.stem in TASKS else "")
 
@@ -115,22 +192,38 @@ def _verbatim(path: Path, form: str) -> Loaded:
         return f"{own}_verbatim" if own in TASKS else str(own)
 
     items = build_items(read_rows(path), (LOCAL,), Wording("{context}"), prepare.nothing, name)
-    return Loaded(tuple(items))
+    if not options.num_fewshot:
+        return Loaded(tuple(items))
+    items = fewshot.with_examples(
+        items, None, options.num_fewshot, rule=Examples(), seed=options.seed
+    )
+    return Loaded(tuple(items), (f"{path.name}: {options.note}",))
 
 
-def _with_template(task: Task, rows: Sequence[Row], form: str, repair: bool) -> Loaded:
+def _with_template(
+    task: Task, rows: Sequence[Row], pool: Sequence[Row] | None, options: Options
+) -> Loaded:
     notes: list[str] = []
-    if task.name.startswith("xcopa") and repair:
+    if task.name.startswith("xcopa") and options.repair:
         rows, notes = prepare.repair_questions(rows)
-
-    def name(row: Row, columns: Columns) -> str:
-        return task.name.format(lang=row.fields.get("lang", "")) + columns.suffix
-
-    wording = task.main if form == "main" else task.alt
-    items = build_items(rows, task.columns, wording, task.prepare, name)
+    items = _items(task, rows, options.form)
+    if options.num_fewshot and task.examples is not None:
+        others = None if pool is None else _items(task, pool, options.form)
+        items = fewshot.with_examples(
+            items, others, options.num_fewshot, rule=task.examples, seed=options.seed
+        )
+        notes.append(f"{task.name}: {options.note}")
     counts = Counter(item.task for item in items)
     for full, count in counts.items():
         if count != task.size:
             notes.append(f"{full}: {count} of {task.size} items, a sample; reported as such")
     names = {n: n if count == task.size else f"{n}_{count}" for n, count in counts.items()}
     return Loaded(tuple(replace(i, task=names[i.task]) for i in items), tuple(notes))
+
+
+def _items(task: Task, rows: Sequence[Row], form: str) -> list[Item]:
+    def name(row: Row, columns: Columns) -> str:
+        return task.name.format(lang=row.fields.get("lang", "")) + columns.suffix
+
+    wording = task.main if form == "main" else task.alt
+    return build_items(rows, task.columns, wording, task.prepare, name, task.order)

@@ -95,6 +95,24 @@ def xcopa(texts: Fields, choices: Choices) -> tuple[Fields, Choices]:
     return fields, choices
 
 
+def winogrande(texts: Fields, choices: Choices) -> tuple[Fields, Choices]:
+    """`start` before the blank "_", `ending` after it, stripped."""
+    (text,) = texts.values()
+    start, found, ending = text.partition("_")
+    if not found or not ending.strip():
+        raise ValueError("a sentence with a blank '_' and words after it")
+    return {"start": start, "ending": ending.strip()}, choices
+
+
+def lambada(texts: Fields, choices: Choices) -> tuple[Fields, Choices]:
+    """`start` = the text without its last word, which is the only choice."""
+    (text,) = texts.values()
+    start, found, word = text.rpartition(" ")
+    if not found or not word:
+        raise ValueError("a text of at least two words that ends with the last one")
+    return {"start": start}, (word,)
+
+
 def story(texts: Fields, choices: Choices) -> tuple[Fields, Choices]:
     """`context`: the four sentences joined by one space."""
     return {"context": " ".join(texts.values())}, choices

@@ -36,9 +36,7 @@ class Row:
 
     def choices(self, name: str) -> tuple[str, ...]:
         """Return the field `name` ("a" or "a.b"), a list of at least two non-empty strings."""
-        value: Any = self.fields
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = self._nested(name)
         valid = isinstance(value, (list, tuple)) and len(value) >= 2
         if not valid or not all(isinstance(text, str) and text for text in value):
             raise self.wrong(
@@ -47,6 +45,24 @@ class Row:
                 "write the answer texts there, without the space in front",
             )
         return tuple(value)
+
+    def flags(self, name: str, count: int) -> tuple[int, ...]:
+        """Return where the list field `name` ("a" or "a.b") holds a 1; the other entries are 0."""
+        value = self._nested(name)
+        valid = isinstance(value, (list, tuple)) and len(value) == count
+        if not valid or {*value} != {0, 1}:
+            raise self.wrong(
+                f"{name!r} to be a list of {count} numbers, 1 for right and 0 for wrong choices",
+                value,
+                "mark at least one right and one wrong choice",
+            )
+        return tuple(k for k, flag in enumerate(value) if flag == 1)
+
+    def _nested(self, name: str) -> Any:
+        value: Any = self.fields
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
     def index(self, name: str, count: int, *, first: int = 0) -> int | None:
         """Return the field `name` as a 0-based index below `count`; None where it is absent.

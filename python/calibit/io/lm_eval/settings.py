@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from calibit.evaluation.encoding import BOS_RULES
 from calibit.io.lm_eval.files import Output
 from calibit.io.lm_eval.sample import Sample
 
 SCHEMA = "lm-evaluation-harness"
 _BOS_BY_TOKENIZER = (0, 4, 9, 2)
 """First version that leaves BOS to the tokenizer; those before add none to a causal model."""
+
+_CAUSAL = ("hf", "huggingface", "gpt2")
+"""Model types that run transformers; one given as an object is known by its parameters instead."""
 
 _OF_CONFIG = ("model", "batch_size", "limit", "model_dtype")
 _OF_RESULTS = (
@@ -88,8 +92,11 @@ def bos_rule(
         return ("always" if explicit.lower() == "true" else "never"), []
     if not results:
         return None, ["no results file: its settings, BOS among them, are unknown"]
-    kind = str((results.get("config") or {}).get("model", "hf"))
-    if not kind.startswith(("hf", "huggingface", "gpt2")):
+    config = results.get("config") or {}
+    if config.get("bos") in BOS_RULES:  # written by calibit's own adapter
+        return config["bos"], []
+    kind = str(config.get("model", "hf"))
+    if not kind.startswith(_CAUSAL) and "model_num_parameters" not in config:
         return None, [f"the BOS rule of model type {kind!r} is not known here"]
     if layout != "write_out" and "gemma" in arguments.get("pretrained", "").lower():
         return (
