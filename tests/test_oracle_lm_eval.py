@@ -1,0 +1,144 @@
+"""Prompts, tokenisation and log-likelihoods against lm-evaluation-harness, an outside oracle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import calibit
+import tiny_models
+from calibit.io.lm_eval import read_lm_eval
+from calibit.runs import Run
+from calibit.tasks import load
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'lm-eval')")
+
+import lm_eval_oracle as oracle
+
+pytestmark = pytest.mark.slow
+
+ITEMS = 20
+CACHED = Path.home() / ".cache" / "calibit" / "SmolLM2-135M-Instruct"
+
+
+def tiny(_: Path) -> tuple[Any, Any]:
+    """A random Llama over the bytes of a staged model's vocabulary of 512."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(_ / "models" / "stories260K" / "hf")
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    tiny_models._spread_(model)
+    return model, tokenizer
+
+
+def smollm2(_: Path) -> tuple[Any, Any]:
+    """The demo's model, where it was prepared before."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not CACHED.is_dir():
+        pytest.skip("SmolLM2-135M-Instruct is not prepared (make demo)")
+    return AutoModelForCausalLM.from_pretrained(CACHED).eval(), AutoTokenizer.from_pretrained(
+        CACHED
+    )
+
+
+@pytest.fixture(scope="module", params=[tiny, smollm2], ids=["tiny", "smollm2"])
+def subject(request: pytest.FixtureRequest, shared_data: Path) -> tuple[Any, Any]:
+    """Model and tokenizer."""
+    return request.param(shared_data)
+
+
+def check(run: Run, theirs: dict[tuple[str, ...], list[float]]) -> None:
+    """Every item's log-likelihoods within tolerance; the same choice where it is clear."""
+    docs = run.docs()
+    assert docs is not None and len(docs) == len(theirs) > 0
+    for line, doc in zip(run.items(), docs, strict=True):
+        contexts = doc.get("contexts") or [doc["context"]] * len(doc["choices"])
+        key = tuple(
+            text
+            for context, choice in zip(contexts, doc["choices"], strict=True)
+            for text in (context, doc["delimiter"] + choice)
+        )
+        assert key in theirs, f"the harness asks {line['id']} in other words"
+        limits = [oracle.allowed(ll, n) for ll, n in zip(line["ll"], line["tokens"], strict=True)]
+        for ours, other, limit in zip(line["ll"], theirs[key], limits, strict=True):
+            assert abs(ours - other) <= limit, (line["id"], ours, other)
+        first, second = sorted(line["ll"])[-1:-3:-1]
+        if first - second > 2 * max(limits):
+            assert line["ll"].index(first) == theirs[key].index(max(theirs[key])), line["id"]
+
+
+@pytest.mark.parametrize("task", oracle.SCHEMAS)
+def test_same_prompts_and_log_likelihoods(subject, shared_data, tmp_path, task):
+    model, tokenizer = subject
+    rows = oracle.staged(shared_data / f"{task}.jsonl", ITEMS)
+    whole, files = oracle.write_sources(tmp_path, task, rows)
+    theirs = oracle.their_answers(
+        oracle.hf_model(model, tokenizer), oracle.task_files(tmp_path, files)
+    )
+    items = load(f"{task}={whole}", repair=False)
+    check(calibit.evaluate(model, tokenizer, items), oracle.by_prompt(theirs))
+    local = tmp_path / "local.jsonl"
+    local.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    again = load(f"{task}={local}", repair=False)
+    assert [(i.context, i.choices, i.gold) for i in again] == [
+        (i.context, i.choices, i.gold) for i in items
+    ]
+
+
+def test_hellaswag_strings_through_its_loglikelihood(subject, shared_data):
+    """The staged rows are another project's form of HellaSwag: our strings, their arithmetic."""
+    from lm_eval.api.instance import Instance
+
+    model, tokenizer = subject
+    items = load(f"hellaswag={shared_data / 'hellaswag.jsonl'}")[:ITEMS]
+    requests = [
+        Instance("loglikelihood", {}, (item.context, item.delimiter + choice), 0)
+        for item in items
+        for choice in item.choices
+    ]
+    answers = oracle.hf_model(model, tokenizer).loglikelihood(requests, disable_tqdm=True)
+    theirs, found = {}, iter(ll for ll, _ in answers)
+    for item in items:
+        key = tuple(t for c in item.choices for t in (item.context, item.delimiter + c))
+        theirs[key] = [next(found) for _ in item.choices]
+    check(calibit.evaluate(model, tokenizer, items), theirs)
+
+
+def test_a_complete_output_of_today_is_imported(subject, shared_data, tmp_path):
+    from lm_eval.loggers import EvaluationTracker
+
+    model, tokenizer = subject
+    rows = oracle.staged(shared_data / "arc_easy.jsonl", ITEMS)
+    whole, files = oracle.write_sources(tmp_path, "arc_easy", rows)
+    results = oracle.their_answers(
+        oracle.hf_model(model, tokenizer), oracle.task_files(tmp_path, files)
+    )
+    samples = results.pop("samples")
+    tracker = EvaluationTracker(output_path=str(tmp_path / "output"))
+    tracker.general_config_tracker.model_name_sanitized = "model"
+    tracker.save_results_aggregated(results=results, samples=samples)
+    tracker.save_results_samples(task_name="arc_easy", samples=samples["arc_easy"])
+    imported = read_lm_eval(tmp_path / "output")
+    own = calibit.evaluate(model, tokenizer, [f"arc_easy={whole}"])
+    assert imported.meta["bos"] == own.meta["bos"] == "tokenizer"
+    found = calibit.compare(imported, own, resamples=200)
+    assert found.protocol["n"] == ITEMS and float(found.kl_ab) < 1e-6
+    recorded = results["results"]["arc_easy"]
+    for rule, metric in (("sum", "acc,none"), ("char", "acc_norm,none")):
+        correct = imported.scores(rule).correct
+        assert float(correct.mean()) == pytest.approx(recorded[metric], abs=1e-12)
