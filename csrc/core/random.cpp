@@ -1,7 +1,6 @@
 #include "core/random.h"
 
 #include <algorithm>
-#include <array>
 
 namespace calibit {
 namespace {
@@ -9,29 +8,6 @@ namespace {
 // Draws below `bound` are accepted words of 32 bits; those with a remainder under this are not.
 std::uint32_t rejection_threshold(std::uint32_t bound) {
   return (0xffffffffu - (bound - 1)) % bound;
-}
-
-// Each step of the generator waits for the one before, so long runs are drawn in lanes.
-constexpr std::size_t kLanes = 4;
-
-// Fills `out` (a multiple of 2 * kLanes) from whole outputs of `random` as if no word were
-// rejected; false if one is.
-bool fill_lanes(const Pcg64& random, std::uint32_t bound, std::span<std::uint32_t> out) {
-  const std::size_t lane = out.size() / kLanes;
-  std::array<Pcg64, kLanes> generators{random, random, random, random};
-  for (std::size_t j = 0; j < kLanes; ++j) generators[j].skip(j * lane / 2);
-  const std::uint32_t threshold = rejection_threshold(bound);
-  std::uint32_t rejected = 0;
-  for (std::size_t i = 0; i < lane; i += 2)
-    for (std::size_t j = 0; j < kLanes; ++j) {
-      const std::uint64_t x = generators[j].next64();
-      const std::uint64_t low = (x & 0xffffffffu) * bound, high = (x >> 32) * bound;
-      out[j * lane + i] = static_cast<std::uint32_t>(low >> 32);
-      out[j * lane + i + 1] = static_cast<std::uint32_t>(high >> 32);
-      rejected |= static_cast<std::uint32_t>(static_cast<std::uint32_t>(low) < threshold) |
-                  static_cast<std::uint32_t>(static_cast<std::uint32_t>(high) < threshold);
-    }
-  return rejected == 0;
 }
 
 }  // namespace
@@ -77,19 +53,43 @@ void Pcg64::skip(std::uint64_t outputs) {
   state_ = state_ * factor + term;
 }
 
-void fill_below(Pcg64& random, std::uint32_t bound, std::span<std::uint32_t> out) {
+bool Pcg64::fill_lanes(std::uint32_t bound, std::span<std::uint32_t> out) const {
+  // Each step waits for the one before: two runs side by side.
+  const std::size_t lane = out.size() / kLanes;
+  Pcg64 second = *this;
+  second.skip(lane / 2);
+  Wide a = state_, b = second.state_;
+  const std::uint32_t threshold = rejection_threshold(bound);
+  std::uint32_t rejected = 0;
+  const auto draw = [&](Wide& state, std::uint32_t* to) {
+    state = state * kMultiplier + increment_;
+    const std::uint64_t x = output(state);
+    const std::uint64_t low = (x & 0xffffffffu) * bound, high = (x >> 32) * bound;
+    to[0] = static_cast<std::uint32_t>(low >> 32);
+    to[1] = static_cast<std::uint32_t>(high >> 32);
+    rejected |= static_cast<std::uint32_t>(static_cast<std::uint32_t>(low) < threshold) |
+                static_cast<std::uint32_t>(static_cast<std::uint32_t>(high) < threshold);
+  };
+  for (std::size_t i = 0; i < lane; i += 2) {
+    draw(a, &out[i]);
+    draw(b, &out[lane + i]);
+  }
+  return rejected == 0;
+}
+
+void Pcg64::fill_below(std::uint32_t bound, std::span<std::uint32_t> out) {
   if (bound == 1) {
     std::fill(out.begin(), out.end(), 0u);
     return;
   }
   std::size_t done = 0;
-  if (!out.empty() && !random.between_outputs()) out[done++] = random.below(bound);
+  if (!out.empty() && has_half_) out[done++] = below(bound);
   const std::size_t words = (out.size() - done) / (2 * kLanes) * (2 * kLanes);
-  if (random.between_outputs() && fill_lanes(random, bound, out.subspan(done, words))) {
-    random.skip(words / 2);
+  if (!has_half_ && words != 0 && fill_lanes(bound, out.subspan(done, words))) {
+    skip(words / 2);
     done += words;
   }
-  for (; done < out.size(); ++done) out[done] = random.below(bound);
+  for (; done < out.size(); ++done) out[done] = below(bound);
 }
 
 }  // namespace calibit

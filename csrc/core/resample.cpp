@@ -40,7 +40,7 @@ void for_each_chunk(Pcg64& random, std::int64_t n, std::int64_t bound, std::int6
         if (count <= 0) return;
         next += count;
         buffer.resize(static_cast<std::size_t>(count * n));
-        fill_below(random, static_cast<std::uint32_t>(bound), buffer);
+        random.fill_below(static_cast<std::uint32_t>(bound), buffer);
       }
       work(start, count, Draws(buffer));
     }
@@ -127,12 +127,57 @@ struct BinSums {
     first += times * a;
     second += times * b;
   }
+  void add(const BinSums& other) {
+    count += other.count;
+    first += other.first;
+    second += other.second;
+  }
   void write(double* out) const {
     out[0] = count;
     out[1] = first;
     out[2] = second;
   }
 };
+
+void fixed_bins(const BinnedItems& model, Counts counts, double* row) {
+  std::size_t p = 0;
+  for (const std::int32_t stop : model.end) {
+    // Four partial sums: an addition need not wait for the one before.
+    std::array<BinSums, 4> parts{};
+    const auto last = static_cast<std::size_t>(stop);
+    const auto add = [&](BinSums& part, std::size_t at) {
+      part.add(counts[static_cast<std::size_t>(model.unit[at])], model.first[at], model.second[at]);
+    };
+    for (; p + parts.size() <= last; p += parts.size())
+      for (std::size_t k = 0; k < parts.size(); ++k) add(parts[k], p + k);
+    for (; p < last; ++p) add(parts[0], p);
+    for (std::size_t k = 1; k < parts.size(); ++k) parts[0].add(parts[k]);
+    parts[0].write(row);
+    row += 3;
+  }
+}
+
+void mass_bins(const BinnedItems& model, Counts counts, std::int64_t bins, double* row) {
+  std::fill_n(row, bins * 3, 0.0);
+  std::int64_t total = 0;
+  for (const std::int32_t u : model.unit) total += counts[static_cast<std::size_t>(u)];
+  const std::int64_t parts = std::min(bins, total);
+  if (parts == 0) return;
+  std::int64_t part = 0, seen = 0, wanted = 0;
+  const auto next = [&] { wanted += total / parts + (part < total % parts ? 1 : 0); };
+  next();
+  BinSums bin;
+  for (std::size_t p = 0; p < model.unit.size(); ++p) {
+    const std::uint32_t times = counts[static_cast<std::size_t>(model.unit[p])];
+    bin.add(times, model.first[p], model.second[p]);
+    seen += times;
+    if (!model.last[p] || seen < wanted) continue;
+    bin.write(row + part * 3);
+    bin = {};
+    while (seen >= wanted && ++part < parts) next();
+    if (part == parts) break;
+  }
+}
 
 struct Ranking {
   double auroc, aurc, excess;
@@ -210,53 +255,25 @@ void resampled_sums(Pcg64 random, std::span<const double> units, std::int64_t n,
       });
 }
 
-void resampled_bin_sums(Pcg64 random, const OrderedItems& items, std::span<const double> first,
-                        std::span<const double> second, std::span<const std::int32_t> end,
-                        std::int64_t resamples, double* out, ParallelFor loop) {
+void resampled_bin_sums(Pcg64 random, std::int64_t units, std::span<const BinnedItems> models,
+                        std::int64_t bins, std::int64_t resamples, double* out, ParallelFor loop) {
   const char* op = "resampled_bin_sums";
-  check_items(op, items, resamples);
-  const auto n = static_cast<std::int64_t>(items.unit.size());
-  require(
-      !end.empty() && end.back() == n && end.front() >= 0 && std::is_sorted(end.begin(), end.end()),
-      op, "expected ascending ends of bins from 0 to ", n);
-  for_each_count(random, items.units, resamples, loop, [&](std::int64_t r, Counts counts) {
-    double* row = out + r * static_cast<std::int64_t>(end.size()) * 3;
-    std::size_t p = 0;
-    for (const std::int32_t stop : end) {
-      BinSums bin;
-      for (; p < static_cast<std::size_t>(stop); ++p)
-        bin.add(counts[static_cast<std::size_t>(items.unit[p])], first[p], second[p]);
-      bin.write(row);
-      row += 3;
-    }
-  });
-}
-
-void resampled_mass_sums(Pcg64 random, const OrderedItems& items, std::span<const double> first,
-                         std::span<const double> second, std::span<const std::uint8_t> last,
-                         std::int64_t bins, std::int64_t resamples, double* out, ParallelFor loop) {
-  check_items("resampled_mass_sums", items, resamples);
-  require(bins >= 1, "resampled_mass_sums", "expected bins >= 1, got ", bins);
-  for_each_count(random, items.units, resamples, loop, [&](std::int64_t r, Counts counts) {
-    double* row = out + r * bins * 3;
-    std::fill_n(row, bins * 3, 0.0);
-    std::int64_t total = 0;
-    for (const std::int32_t u : items.unit) total += counts[static_cast<std::size_t>(u)];
-    const std::int64_t parts = std::min(bins, total);
-    if (parts == 0) return;
-    std::int64_t part = 0, seen = 0, wanted = 0;
-    const auto next = [&] { wanted += total / parts + (part < total % parts ? 1 : 0); };
-    next();
-    BinSums bin;
-    for (std::size_t p = 0; p < items.unit.size(); ++p) {
-      const std::uint32_t times = counts[static_cast<std::size_t>(items.unit[p])];
-      bin.add(times, first[p], second[p]);
-      seen += times;
-      if (!last[p] || seen < wanted) continue;
-      bin.write(row + part * 3);
-      bin = {};
-      while (seen >= wanted && ++part < parts) next();
-      if (part == parts) break;
+  require(bins >= 1, op, "expected bins >= 1, got ", bins);
+  for (const BinnedItems& model : models) {
+    check_items(op, {units, model.unit}, resamples);
+    const auto n = static_cast<std::int64_t>(model.unit.size());
+    const auto& end = model.end;
+    require(end.empty() || (static_cast<std::int64_t>(end.size()) == bins && end.back() == n &&
+                            end.front() >= 0 && std::is_sorted(end.begin(), end.end())),
+            op, "expected ascending ends of ", bins, " bins from 0 to ", n);
+  }
+  for_each_count(random, units, resamples, loop, [&](std::int64_t r, Counts counts) {
+    for (std::size_t m = 0; m < models.size(); ++m) {
+      double* row = out + (static_cast<std::int64_t>(m) * resamples + r) * bins * 3;
+      if (models[m].end.empty())
+        mass_bins(models[m], counts, bins, row);
+      else
+        fixed_bins(models[m], counts, row);
     }
   });
 }

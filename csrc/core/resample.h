@@ -26,17 +26,20 @@ void resampled_counts(Pcg64& random, std::int64_t units, std::int64_t rows, doub
 void resampled_sums(Pcg64 random, std::span<const double> units, std::int64_t n, std::int64_t m,
                     std::int64_t resamples, double* out, ParallelFor loop);
 
-// out[r, b] = (count, sum of first, sum of second) over the items of bin b, which ends before
-// position end[b] (ascending, the last one N); out [resamples, bins, 3].
-void resampled_bin_sums(Pcg64 random, const OrderedItems& items, std::span<const double> first,
-                        std::span<const double> second, std::span<const std::int32_t> end,
-                        std::int64_t resamples, double* out, ParallelFor loop);
+// The items of one model in order of confidence, to be binned.
+struct BinnedItems {
+  std::span<const std::int32_t> unit;     // [N]
+  std::span<const double> first, second;  // [N], what is summed
+  std::span<const std::int32_t> end;      // [bins], bin b ends before position end[b], or
+  std::span<const std::uint8_t> last;     // [N], 1 at the last position of a tie
+};
 
-// The same with bins of equal mass, cut anew on every resample: parts as equal as possible, the
-// first ones larger, items of one tie (last[p] = 1 at its last position) together.
-void resampled_mass_sums(Pcg64 random, const OrderedItems& items, std::span<const double> first,
-                         std::span<const double> second, std::span<const std::uint8_t> last,
-                         std::int64_t bins, std::int64_t resamples, double* out, ParallelFor loop);
+// out[m, r, b] = (count, sum of first, sum of second) over the items of bin b of model m, the same
+// draws for all models; out [models, resamples, bins, 3]. Bins are those of `end` (ascending, the
+// last one N). Where that is empty they have equal mass and are cut anew on every resample: parts
+// as equal as possible, the first ones larger, items of one tie together.
+void resampled_bin_sums(Pcg64 random, std::int64_t units, std::span<const BinnedItems> models,
+                        std::int64_t bins, std::int64_t resamples, double* out, ParallelFor loop);
 
 // Items by falling confidence. out[r] = (AUROC with half ties, AURC, AURC in excess of the best
 // order); AUROC is NaN where a resample holds one class only. out [resamples, 3].

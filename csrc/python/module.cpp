@@ -241,28 +241,36 @@ OrderedItems ordered(const char* op, const Ints& unit, std::int64_t units,
   return {units, span_of(unit)};
 }
 
-py::array resampled_bin_sums_np(const Ints& unit, const Doubles& first, const Doubles& second,
-                                const Ints& end, std::int64_t units, std::int64_t resamples,
-                                const Seed& seed) {
-  const OrderedItems items = ordered("resampled_bin_sums", unit, units, {&first, &second});
-  auto out = empty<double>({resamples, end.size(), 3});
-  double* to = out.mutable_data();
-  const auto f = span_of(first), s = span_of(second);
-  const auto e = span_of(end);
-  unlocked([&] { resampled_bin_sums(generator(seed), items, f, s, e, resamples, to, pool_for); });
-  return out;
+// Row m of an array [M, n].
+template <typename Array>
+auto row_of(const Array& a, std::size_t m) {
+  const auto n = static_cast<std::size_t>(a.shape(1));
+  return span_of(a).subspan(m * n, n);
 }
 
-py::array resampled_mass_sums_np(const Ints& unit, const Doubles& first, const Doubles& second,
-                                 const Flags& last, std::int64_t bins, std::int64_t units,
-                                 std::int64_t resamples, const Seed& seed) {
-  const OrderedItems items = ordered("resampled_mass_sums", unit, units, {&first, &second, &last});
-  auto out = empty<double>({resamples, bins, 3});
+py::array resampled_bin_sums_np(const Ints& unit, const Doubles& first, const Doubles& second,
+                                std::int64_t bins, std::int64_t units, std::int64_t resamples,
+                                const Seed& seed, const std::optional<Ints>& end,
+                                const std::optional<Flags>& last) {
+  const char* op = "resampled_bin_sums";
+  const auto like_unit = [&](const py::array& a) {
+    return a.ndim() == 2 && a.shape(0) == unit.shape(0) && a.shape(1) == unit.shape(1);
+  };
+  require(unit.ndim() == 2 && like_unit(first) && like_unit(second), op,
+          "expected unit, first and second of one shape [M, N]");
+  require(end.has_value() != last.has_value(), op, "expected either end or last");
+  require(!last || like_unit(*last), op, "expected last of shape [M, N]");
+  require(!end || (end->ndim() == 2 && end->shape(0) == unit.shape(0)), op,
+          "expected end of shape [M, bins]");
+  std::vector<BinnedItems> models;
+  for (std::size_t m = 0; m < static_cast<std::size_t>(unit.shape(0)); ++m)
+    models.push_back({row_of(unit, m), row_of(first, m), row_of(second, m),
+                      end ? row_of(*end, m) : std::span<const std::int32_t>(),
+                      last ? row_of(*last, m) : std::span<const std::uint8_t>()});
+  auto out = empty<double>({unit.shape(0), resamples, bins, 3});
   double* to = out.mutable_data();
-  const auto f = span_of(first), s = span_of(second);
-  const auto l = span_of(last);
   unlocked(
-      [&] { resampled_mass_sums(generator(seed), items, f, s, l, bins, resamples, to, pool_for); });
+      [&] { resampled_bin_sums(generator(seed), units, models, bins, resamples, to, pool_for); });
   return out;
 }
 
@@ -439,11 +447,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("seed"),
         "Sums of columns [N, m] over bootstrap resamples, float64 [resamples, m].");
   m.def("resampled_bin_sums", &resampled_bin_sums_np, py::arg("unit"), py::arg("first"),
-        py::arg("second"), py::arg("end"), py::arg("units"), py::arg("resamples"), py::arg("seed"),
-        "Count and sums per bin over bootstrap resamples, float64 [resamples, bins, 3].");
-  m.def("resampled_mass_sums", &resampled_mass_sums_np, py::arg("unit"), py::arg("first"),
-        py::arg("second"), py::arg("last"), py::arg("bins"), py::arg("units"), py::arg("resamples"),
-        py::arg("seed"), "The same with bins of equal mass, cut anew on every resample.");
+        py::arg("second"), py::arg("bins"), py::arg("units"), py::arg("resamples"), py::arg("seed"),
+        py::kw_only(), py::arg("end") = none, py::arg("last") = none,
+        "Count and sums per bin over bootstrap resamples, float64 [M, resamples, bins, 3].");
   m.def("resampled_ranking", &resampled_ranking_np, py::arg("unit"), py::arg("correct"),
         py::arg("last"), py::arg("units"), py::arg("resamples"), py::arg("seed"),
         "AUROC, AURC and excess AURC over bootstrap resamples, float64 [resamples, 3].");

@@ -62,7 +62,7 @@ void test_bulk_draws_equal_single_draws() {
         }
         std::vector<std::uint32_t> wanted(size), got(size);
         for (auto& x : wanted) x = single.below(bound);
-        fill_below(bulk, bound, got);
+        bulk.fill_below(bound, got);
         CHECK(got == wanted);
         CHECK(single.next32() == bulk.next32());
       }
@@ -135,11 +135,31 @@ std::vector<double> mass_bins(std::vector<double> values, std::int64_t bins) {
   return counts;
 }
 
+void test_fixed_bins_hold_the_copies_of_their_items() {
+  const Problem p(37);
+  const std::vector<std::int32_t> end{0, 9, 9, 30, 37};
+  std::vector<double> out(static_cast<std::size_t>(p.resamples) * end.size() * 3);
+  const BinnedItems model{p.unit, p.c, p.r, end, {}};
+  resampled_bin_sums(seed0(), 37, {&model, 1}, 5, p.resamples, out.data(), serial_for);
+  for (std::size_t b = 0; b < p.counts.size(); ++b)
+    for (std::size_t i = 0; i < end.size(); ++i) {
+      double n = 0, c = 0, r = 0;
+      for (std::int32_t at = i ? end[i - 1] : 0; at < end[i]; ++at) {
+        const auto q = static_cast<std::size_t>(at);
+        n += p.times(b, q);
+        c += p.times(b, q) * p.c[q];
+        r += p.times(b, q) * p.r[q];
+      }
+      const double* bin = &out[(b * end.size() + i) * 3];
+      CHECK(bin[0] == n && close(bin[1], c) && bin[2] == r);
+    }
+}
+
 void test_bins_of_equal_mass_move_with_every_resample(std::int64_t units, std::int64_t bins) {
   const Problem p(units);
   std::vector<double> out(static_cast<std::size_t>(p.resamples * bins * 3));
-  resampled_mass_sums(seed0(), p.items(), p.c, p.r, p.last, bins, p.resamples, out.data(),
-                      serial_for);
+  const BinnedItems model{p.unit, p.c, p.r, {}, p.last};
+  resampled_bin_sums(seed0(), units, {&model, 1}, bins, p.resamples, out.data(), serial_for);
   for (std::size_t b = 0; b < p.counts.size(); ++b) {
     std::vector<double> values;
     double c = 0, r = 0;
@@ -300,11 +320,9 @@ void test_threads_change_no_bit() {
   };
   both(1,
        [&](double* to, ParallelFor loop) { resampled_sums(seed0(), p.c, p.n, 1, many, to, loop); });
-  both(12, [&](double* to, ParallelFor loop) {
-    resampled_bin_sums(seed0(), p.items(), p.c, p.r, end, many, to, loop);
-  });
-  both(12, [&](double* to, ParallelFor loop) {
-    resampled_mass_sums(seed0(), p.items(), p.c, p.r, p.last, 4, many, to, loop);
+  const BinnedItems models[] = {{p.unit, p.c, p.r, end, {}}, {p.unit, p.c, p.r, {}, p.last}};
+  both(24, [&](double* to, ParallelFor loop) {
+    resampled_bin_sums(seed0(), 37, models, 4, many, to, loop);
   });
   both(9, [&](double* to, ParallelFor loop) {
     resampled_group_sums(seed0(), 10, g.groups(), many, to, loop);
@@ -334,13 +352,12 @@ void test_bad_arguments_are_refused() {
   double out[12];
   CHECK(refuses([&] { resampled_sums(seed0(), {}, 0, 1, 1, out, serial_for); },
                 "[resampled_sums] expected 1 to 2^32 - 1 items, got 0"));
-  CHECK(refuses(
-      [&] { resampled_bin_sums(seed0(), {2, unit}, values, values, ends, 1, out, serial_for); },
-      "[resampled_bin_sums] expected units from 0 to 1, got 5"));
   const std::int32_t fine[] = {0, 1};
-  CHECK(refuses(
-      [&] { resampled_bin_sums(seed0(), {2, fine}, values, values, ends, 1, out, serial_for); },
-      "[resampled_bin_sums] expected ascending ends of bins from 0 to 2"));
+  const BinnedItems outside{unit, values, values, fine, {}}, open{fine, values, values, ends, {}};
+  CHECK(refuses([&] { resampled_bin_sums(seed0(), 2, {&outside, 1}, 2, 1, out, serial_for); },
+                "[resampled_bin_sums] expected units from 0 to 1, got 5"));
+  CHECK(refuses([&] { resampled_bin_sums(seed0(), 2, {&open, 1}, 2, 1, out, serial_for); },
+                "[resampled_bin_sums] expected ascending ends of 2 bins from 0 to 2"));
   const std::int64_t offsets[] = {0, 3};
   CHECK(refuses([&] { signed_group_sums(seed0(), 2, {offsets, fine, values}, 1, out, serial_for); },
                 "[signed_group_sums] expected ascending offsets from 0 to 2"));
@@ -353,6 +370,7 @@ int main() {
   test_skip_equals_single_steps();
   test_bulk_draws_equal_single_draws();
   test_sums_are_sums_of_drawn_items();
+  test_fixed_bins_hold_the_copies_of_their_items();
   for (const std::int64_t units : {37, 5})
     for (const std::int64_t bins : {1, 4, 15, 60})
       test_bins_of_equal_mass_move_with_every_resample(units, bins);

@@ -25,7 +25,6 @@ __all__: list[str] = [
     "quantize",
     "resampled_bin_sums",
     "resampled_group_sums",
-    "resampled_mass_sums",
     "resampled_prefix_sums",
     "resampled_ranking",
     "resampled_sums",
@@ -202,15 +201,18 @@ def resampled_bin_sums(
     unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
     first: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
     second: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
-    end: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    bins: typing.SupportsInt | typing.SupportsIndex,
     units: typing.SupportsInt | typing.SupportsIndex,
     resamples: typing.SupportsInt | typing.SupportsIndex,
     seed: typing.Annotated[
         collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
     ],
+    *,
+    end: typing.Annotated[numpy.typing.ArrayLike, numpy.int32] | None = None,
+    last: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8] | None = None,
 ) -> numpy.ndarray:
     """
-    Count and sums per bin over bootstrap resamples, float64 [resamples, bins, 3].
+    Count and sums per bin over bootstrap resamples, float64 [M, resamples, bins, 3].
     """
 
 def resampled_group_sums(
@@ -225,22 +227,6 @@ def resampled_group_sums(
 ) -> numpy.ndarray:
     """
     Count, sum and squares per group over bootstrap resamples, float64 [resamples, S, 3].
-    """
-
-def resampled_mass_sums(
-    unit: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
-    first: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
-    second: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
-    last: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8],
-    bins: typing.SupportsInt | typing.SupportsIndex,
-    units: typing.SupportsInt | typing.SupportsIndex,
-    resamples: typing.SupportsInt | typing.SupportsIndex,
-    seed: typing.Annotated[
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
-    ],
-) -> numpy.ndarray:
-    """
-    The same with bins of equal mass, cut anew on every resample.
     """
 
 def resampled_prefix_sums(

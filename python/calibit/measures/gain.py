@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calibit.measures.binning import DEFAULT_BINS, bin_sums
-from calibit.measures.calibration import debiased_l2, debiased_l2_of_sums, ece, ece_of_sums
+from calibit.measures.calibration import binned_change, debiased_l2, ece
 from calibit.measures.calibrators import (
     Isotonic,
     Platt,
@@ -34,17 +33,14 @@ from calibit.measures.folds import FOLDS, folds_of
 from calibit.measures.intervals import percentile
 from calibit.measures.pairs import LabelledPair, labelled_models
 from calibit.measures.proper import brier_values
-from calibit.measures.resampling import Resampling, resampled_bin_sums
+from calibit.measures.resampling import Resampling
 from calibit.measures.selective import auroc, ranking_draws
 
 DISTRIBUTION_METHODS = ("temperature", "label_free", "slice_temperature")
 TOP_LABEL_METHODS = ("platt", "isotonic")
 METHODS = (*DISTRIBUTION_METHODS, *TOP_LABEL_METHODS)
 
-_BINNED: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "ece": ("width", ece_of_sums),
-    "debiased_l2": ("mass", debiased_l2_of_sums),
-}
+_BINNED = ("ece", "debiased_l2")
 
 CalibrationMap = Temperature | SliceTemperatures | Platt | Isotonic
 
@@ -235,7 +231,8 @@ def _values(state: _State) -> dict[str, float | None]:
 
 def _change(before: _State, after: _State, draw: Resampling) -> dict[str, Estimate]:
     out = _loss_changes(before, after, draw)
-    out |= {name: _binned_change(name, before, after, draw) for name in _BINNED}
+    sides = ((before.confidence, before.correct), (after.confidence, after.correct))
+    out |= {name: binned_change(name, *sides, resampling=draw).estimate for name in _BINNED}
     out["auroc"] = _auroc_change(before, after, draw)
     by_construction = "the answers stay the same"
     out["acc"] = Estimate("acc", 0.0, "difference", len(after.correct), reason=by_construction)
@@ -253,19 +250,6 @@ def _loss_changes(before: _State, after: _State, draw: Resampling) -> dict[str, 
             facts = {"n": len(first), "unit": units[name], "estimator": "difference"}
             out[name] = undefined(name, reason, **facts)
     return out | means_of(finite, draw, units=units)
-
-
-def _binned_change(name: str, before: _State, after: _State, draw: Resampling) -> Estimate:
-    rule, statistic = _BINNED[name]
-    values, draws = [], []
-    for side in (before, after):
-        c, r = side.confidence, side.correct
-        values.append(float(statistic(bin_sums(c, r, bins=DEFAULT_BINS, rule=rule))))
-        drawn = resampled_bin_sums(c, r, bins=DEFAULT_BINS, rule=rule, resampling=draw)
-        draws.append(statistic(drawn))
-    facts = {"bins": DEFAULT_BINS, "binning": rule, "biased_estimator": True}
-    out = Estimate(name, values[1] - values[0], "difference", len(c), extra=facts)
-    return out.with_interval(percentile(draws[1] - draws[0], draw))
 
 
 def _auroc_change(before: _State, after: _State, draw: Resampling) -> Estimate:

@@ -9,20 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from calibit.measures.binning import DEFAULT_BINS, bin_sums
-from calibit.measures.calibration import ece_of_sums
+from calibit.measures.calibration import binned_change
 from calibit.measures.estimate import Estimate, plain
 from calibit.measures.intervals import (
     bca,
     bca_p,
     paired_counts,
     paired_share_interval,
-    percentile,
     percentile_p,
 )
 from calibit.measures.paired import holm
 from calibit.measures.pairs import LabelledPair, labelled_models
-from calibit.measures.resampling import Resampling, resampled_bin_sums, resampled_means
+from calibit.measures.resampling import Resampling, resampled_means
 
 ROBUST = "robust"
 DEPENDENT = "scoring_dependent"
@@ -118,16 +116,9 @@ def _accuracy(pair: LabelledPair, draw: Resampling) -> _Claim:
 
 
 def _calibration(pair: LabelledPair, draw: Resampling) -> _Claim:
-    values, draws = [], []
-    facts: dict[str, Any] = {"bins": DEFAULT_BINS, "rule": "width"}
-    for d, right in ((pair.a, pair.right_a), (pair.b, pair.right_b)):
-        c = d.confidence
-        values.append(float(ece_of_sums(bin_sums(c, right, **facts))))
-        draws.append(ece_of_sums(resampled_bin_sums(c, right, **facts, resampling=draw)))
-    extra = {"bins": DEFAULT_BINS, "binning": "width", "biased_estimator": True}
-    change = Estimate("ece", values[1] - values[0], "difference", pair.n, extra=extra)
-    moved = draws[1] - draws[0]
-    return _Claim(change.with_interval(percentile(moved, draw)), values[0], percentile_p(moved))
+    sides = ((pair.a.confidence, pair.right_a), (pair.b.confidence, pair.right_b))
+    change = binned_change("ece", *sides, resampling=draw)
+    return _Claim(change.estimate, change.before, percentile_p(change.draws))
 
 
 def _judged(

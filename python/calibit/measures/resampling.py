@@ -8,7 +8,7 @@ one seed and one N use the same items, which keeps two models paired.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -133,9 +133,6 @@ def resampled_bin_sums(
     """Bin sums of a confidence histogram, recomputed on every resample: all that a binned
     calibration error needs.
 
-    This is the one place where calibration errors are resampled. Bins of equal mass move with every
-    resample; those of equal width do not.
-
     Args:
         confidence: float64 [N].
         correct: float64 [N], 0 or 1.
@@ -147,14 +144,41 @@ def resampled_bin_sums(
     Returns:
         float64 [resamples, bins, 3]: count, sum of confidence, sum of correct per bin.
     """
-    order = np.argsort(confidence, kind="stable")
-    unit, units = _units(order, resampling)
-    c, r = confidence[order], correct[order]
+    model = ((confidence, correct),)
+    return paired_bin_sums(model, bins=bins, rule=rule, resampling=resampling)[0]
+
+
+def paired_bin_sums(
+    models: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    bins: int,
+    rule: str,
+    resampling: Resampling,
+) -> np.ndarray:
+    """`resampled_bin_sums` of several models on the same items, with the same draws, in one pass.
+
+    This is the one place where calibration errors are resampled. Bins of equal mass move with every
+    resample; those of equal width do not.
+
+    Args:
+        models: confidence and correct of each, float64 [N].
+        bins, rule, resampling: as there.
+
+    Returns:
+        float64 [models, resamples, bins, 3].
+    """
+    orders = [np.argsort(c, kind="stable") for c, _ in models]
+    placed = [_units(order, resampling) for order in orders]
+    unit, units = np.stack([place for place, _ in placed]), placed[0][1]
+    c = np.stack([column[order] for (column, _), order in zip(models, orders, strict=True)])
+    r = np.stack([column[order] for (_, column), order in zip(models, orders, strict=True)])
     draws, seed = resampling.resamples, _generator(resampling.seed)
     if rule == "width":
-        end = np.searchsorted(width_bins(c, bins), np.arange(bins), side="right")
-        return _C.resampled_bin_sums(unit, c, r, end, units, draws, seed)
-    return _C.resampled_mass_sums(unit, c, r, last_of_ties(c), bins, units, draws, seed)
+        at = np.arange(bins)
+        end = np.stack([np.searchsorted(width_bins(row, bins), at, side="right") for row in c])
+        return _C.resampled_bin_sums(unit, c, r, bins, units, draws, seed, end=end)
+    last = np.stack([last_of_ties(row) for row in c])
+    return _C.resampled_bin_sums(unit, c, r, bins, units, draws, seed, last=last)
 
 
 def resampled_ranking(

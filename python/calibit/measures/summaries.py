@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from calibit.measures import calibration, classwise, selective, smooth
 from calibit.measures.binning import DEFAULT_BINS, bin_sums
-from calibit.measures.calibration import ece_of_sums, l2_of_sums
+from calibit.measures.calibration import STATISTICS
 from calibit.measures.confidence import NO_ITEMS, means_of
 from calibit.measures.estimate import Estimate, undefined
 from calibit.measures.fidelity import jsd_values, kl_values, tv_values
@@ -22,14 +22,6 @@ from calibit.measures.scores import Scores
 
 NO_LABELS = "no labelled items"
 
-_BINNED: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray], str]] = {
-    "ece": ("width", ece_of_sums, "plug-in"),
-    "rmsce": ("width", l2_of_sums, "plug-in"),
-    "ece_mass": ("mass", ece_of_sums, "plug-in"),
-    "plugin_l2": ("mass", l2_of_sums, "plug-in"),
-    "debiased_l2": ("mass", calibration.debiased_l2_of_sums, "debiased"),
-    "debiased_l1": ("mass", calibration.debiased_l1_of_sums, "debiased"),
-}
 _UNITS = {"nll": "nats", "entropy": "nats"}
 _LABEL_MEANS = ("acc", "conf_true", "overconfidence", "abs_gap", "brier", "brier_top1", "nll")
 _LABEL_RATIOS = ("conf_correct", "conf_err")
@@ -115,7 +107,7 @@ def panel(
         out |= _label_means(known, draw) | _binned(known, bins, draw) | _ranking(known, draw)
         out |= _without_interval(known, bins, simulate=simulate)
     else:
-        names = (*_LABEL_MEANS, *_LABEL_RATIOS, *_BINNED, *_RANKED, *_POINTS)
+        names = (*_LABEL_MEANS, *_LABEL_RATIOS, *STATISTICS, *_RANKED, *_POINTS)
         out |= {
             name: Statistic(undefined(name, NO_LABELS if scores.n else NO_ITEMS)) for name in names
         }
@@ -286,7 +278,8 @@ def _binned(scores: Scores, bins: int, resampling: Resampling | None) -> dict[st
             for rule in sums
         }
     out = {}
-    for name, (rule, statistic, estimator) in _BINNED.items():
+    for name, (rule, statistic) in STATISTICS.items():
+        estimator = "debiased" if name.startswith("debiased") else "plug-in"
         facts = {"bins": bins, "binning": rule, "biased_estimator": True}
         estimate = Estimate(name, float(statistic(sums[rule])), estimator, len(c), extra=facts)
         draws = statistic(drawn[rule]) if drawn else None

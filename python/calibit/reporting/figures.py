@@ -200,6 +200,34 @@ def change_by_initial(rows: Sequence[Bin], *, name: str, reach: float) -> str:
     return svg.figure(PANEL, 236, parts, label=label)
 
 
+def flip_curve(rows: Sequence[Bin], reruns: Sequence[Sequence[Bin]], *, name: str) -> str:
+    """Share of changed answers by how far ahead the baseline's answer was.
+
+    Args:
+        rows: groups of items in order of the margin, with keys margin (nats), n, flips, rate,
+            lower, upper, expected (number of flips under one perturbation size, or None).
+        reruns: the same groups of each re-run of the baseline.
+        name: the candidate, for the spoken label.
+    """
+    most = max([row["upper"] for row in rows], default=0.0) or 1.0
+    far = max([row["margin"] for row in rows], default=0.0) or 1.0
+    x, y = Scale(0, 1.04 * far, 44, PANEL - 10), Scale(0, 104 * most, 190, 10)
+    parts = _frame(x, y, "log margin before, nats", "changed answers, %")
+    for run in reruns:
+        parts.append(svg.path([(x(r["margin"]), y(100 * r["rate"])) for r in run], "base-line"))
+    expected = [row for row in rows if row["expected"] is not None]
+    line = [(x(row["margin"]), y(100 * row["expected"] / row["n"])) for row in expected]
+    parts.append(svg.path(line, "fit-line"))
+    for row in rows:
+        at = x(row["margin"])
+        tip = f"{row['flips']} of {row['n']} answers changed at margin {row['margin']:.2f}"
+        parts.append(svg.line(at, y(100 * row["lower"]), at, y(100 * row["upper"]), "cand-whisker"))
+        parts.append(svg.circle(at, y(100 * row["rate"]), 4.0, "cand-dot", tip))
+    total = sum(row["flips"] for row in rows)
+    label = f"Changed answers by margin, {name}: {total} of {sum(row['n'] for row in rows)} items."
+    return svg.figure(PANEL, 236, parts, label=label)
+
+
 def interval_cell(
     estimate: tuple[float, float, float] | None,
     *,

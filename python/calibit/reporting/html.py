@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibit.reporting import cards, numbers, panels, tables, view, wording
+from calibit.reporting import cards, controls, numbers, panels, tables, view, wording
 from calibit.reporting.view import Audit, Points
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _SECTIONS = (
     ("initial", "By initial confidence", "by_initial"),
     ("slices", "Slices", "slices"),
     ("flips", "Changed answers", "flips"),
+    ("anatomy", "Where answers changed", "anatomy"),
+    ("system", "Thresholds and repair", "system"),
+    ("real", "Noise and direction", "real"),
     ("speed", "Memory and speed", "speed"),
     ("method", "How it was measured", "method"),
     ("caveats", "Limits", "caveats"),
@@ -69,16 +72,21 @@ def write_comparison(comparison: Comparison, path: str | Path) -> Path:
 
 def render(audit: Audit, points: Points) -> str:
     """The page as text; every string of the audit is escaped."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    here = files("calibit.reporting")
+    def read(name: str) -> str:
+        return files("calibit.reporting").joinpath(name).read_text(encoding="utf-8")
+
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(read),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    page = environment.from_string(here.joinpath("report.html.j2").read_text(encoding="utf-8"))
-    style = Markup(here.joinpath("report.css").read_text(encoding="utf-8"))
-    return page.render(css=style, **_context(audit, points))
+    page = environment.get_template("report.html.j2")
+    return page.render(css=Markup(read("report.css")), **_context(audit, points))
 
 
 def _context(audit: Audit, points: Points) -> dict[str, Any]:
@@ -110,6 +118,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "slices": tables.slices(measured),
         "worst_slices": tables.worst_slices(measured),
         "flips": tables.flips(measured),
+        **controls.context(measured),
         "speed": tables.speed(audit, measured),
         "speed_text": _speed_text(audit),
         "modules": tables.modules(measured),

@@ -126,7 +126,7 @@ def by_initial(measured: Sequence[Candidate]) -> list[Panel]:
 
 
 def _initial(one: Candidate) -> Mapping[str, Any]:
-    return one["comparison"]["controls"]["initial"] or {}
+    return (one["comparison"].get("controls") or {}).get("initial") or {}
 
 
 def _slope(one: Candidate) -> str:
@@ -139,4 +139,24 @@ def _slope(one: Candidate) -> str:
     if oldham:
         slope = numbers.fixed(oldham["slope"], digits=3, signed=True)
         text += f"; Oldham's {slope}, p {numbers.p_value(oldham['p'])}"
-    return text + "."
+    return f"{text}. {_controls(found)}".rstrip()
+
+
+def _controls(found: Mapping[str, Any]) -> str:
+    """What the controls of regression to the mean say, and whether the claim may be made."""
+    parts = []
+    iv, null = found["iv"].get("conf_true"), found["perturbed"].get("conf_true")
+    if iv and iv["value"] is not None:
+        bounds = numbers.interval(iv["lower"], iv["upper"], digits=3)
+        value = numbers.fixed(iv["value"], digits=3, signed=True)
+        parts.append(f"Across two wordings {value} {bounds}.")
+    if null and null["excess"]["value"] is not None:
+        excess = null["excess"]
+        bounds = numbers.interval(excess["lower"], excess["upper"], digits=3)
+        value = numbers.fixed(excess["value"], digits=3, signed=True)
+        copies = numbers.count(len(null["slopes"]))
+        parts.append(f"In excess of {copies} noisy copies of the original {value} {bounds}.")
+    if not parts:
+        return ""
+    verdict = "Unsure items lose more" if found["claim"] else "No claim that unsure items lose more"
+    return " ".join([*parts, f"{verdict}: {found['reason']}."])

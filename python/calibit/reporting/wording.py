@@ -289,7 +289,6 @@ _LIMITS = (
     "your own with --policy.",
     "Multiple choice and perplexity do not test long answers, tool use, safety or long contexts. "
     "Evaluate the quantized model on its intended workload too.",
-    "The baseline was evaluated once, so changes by numerical noise alone are not subtracted.",
     "ECE is biased upwards on few items, and its interval covers the truth too rarely; it is shown "
     "and never decides.",
 )
@@ -300,10 +299,15 @@ _PROBE = (
 )
 
 
+_ONCE = "The baseline was evaluated once, so changes by numerical noise alone are not subtracted."
+
+
 def caveats(audit: Mapping[str, Any]) -> list[str]:
     """What the reader must not conclude."""
     probe = any(task["name"] == "probe" for task in audit["protocol"]["tasks"])
-    return [*([_PROBE] if probe else []), *_LIMITS]
+    compared = [one["comparison"] for one in audit["candidates"] if one.get("comparison")]
+    again = any((one.get("controls") or {}).get("noise") for one in compared)
+    return [*([_PROBE] if probe else []), *_LIMITS, *([] if again else [_ONCE])]
 
 
 GLOSSARY = (
@@ -347,6 +351,11 @@ GLOSSARY = (
         "worse.",
     ),
     (
+        "Log margin",
+        "How far ahead a model's answer is: the logarithm of its probability minus that of the "
+        "second best, in nats.",
+    ),
+    (
         "Margin",
         "The damage the policy tolerates: a convention of whoever ships, not a finding.",
     ),
@@ -366,6 +375,11 @@ GLOSSARY = (
         "per group.",
     ),
     ("Slice", "A group of items that belong together, such as a domain or a language."),
+    (
+        "Temperature",
+        "A number that a model's scores are divided by. Above 1 it makes the model less sure, "
+        "below 1 surer; the best answer stays the same.",
+    ),
     (
         "Worst slice",
         "Of the verdict: the slice that may be damaged most, by the upper end of its interval, or "
