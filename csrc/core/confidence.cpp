@@ -39,6 +39,7 @@ SoftmaxSums sums_of(const Kernels& kernels, SoftmaxArgs& run, bool begun) {
 
 // The same sums relative to other shifts. The first run's sums are 0, and its shift arbitrary.
 void reshift(ConfidenceSums& s, double shift, double other_shift) {
+  if (shift == s.shift && other_shift == s.other_shift) return;
   if (s.sum > 0) {
     const double by = shift - s.shift, factor = std::exp(-by);
     s.weighted = factor * (s.weighted - by * s.sum);
@@ -50,7 +51,8 @@ void reshift(ConfidenceSums& s, double shift, double other_shift) {
   s.other_shift = other_shift;
 }
 
-void add_run(const ConfidenceArgs& a, const Kernels& kernels, std::int64_t row, std::int64_t column,
+// Adds the run of logits from `column` on; true where it holds the row's largest so far.
+bool add_run(const ConfidenceArgs& a, const Kernels& kernels, std::int64_t row, std::int64_t column,
              ConfidenceSums& s, bool begun) {
   SoftmaxArgs run{a.type,
                   at(a, a.logits, row, column),
@@ -64,16 +66,12 @@ void add_run(const ConfidenceArgs& a, const Kernels& kernels, std::int64_t row, 
   s.weighted += r.weighted;
   s.gap += r.gap;
   s.other_sum += r.other_sum;
-  if (r.max > s.max && r.max > kLowest) {
-    s.max = r.max;
-    std::int64_t i = 0;
-    while (i < run.n && load_logit(a.type, run.x, i) != r.max) ++i;
-    a.argmax[row] = a.first + column + i;
-  }
-  if (a.top_k == 0) return;
+  const bool largest = r.max > s.max && r.max > kLowest;
+  if (largest) s.max = r.max;
+  if (a.top_k == 0) return largest;
   float* values = a.top_values + row * a.top_k;
   std::int64_t* indices = a.top_indices + row * a.top_k;
-  if (!(r.max > values[a.top_k - 1])) return;
+  if (!(r.max > values[a.top_k - 1])) return largest;
   for (std::int64_t i = 0; i < run.n; ++i) {
     const float x = load_logit(a.type, run.x, i);
     if (!(x > values[a.top_k - 1])) continue;
@@ -85,6 +83,26 @@ void add_run(const ConfidenceArgs& a, const Kernels& kernels, std::int64_t row, 
     values[place] = x;
     indices[place] = a.first + column + i;
   }
+  return largest;
+}
+
+// Distance from `column` to the first logit that equals `value`.
+std::int64_t first_equal(const ConfidenceArgs& a, std::int64_t row, std::int64_t column,
+                         float value) {
+  const void* x = at(a, a.logits, row, column);
+  const std::int64_t n = a.columns - column;
+  std::int64_t i = 0;
+  if (a.type == LogitType::f32) {
+    constexpr std::int64_t kBlock = 64;  // compared without branches
+    const auto* values = static_cast<const float*>(x);
+    for (; i + kBlock <= n; i += kBlock) {
+      int any = 0;
+      for (std::int64_t j = 0; j < kBlock; ++j) any |= values[i + j] == value;
+      if (any) break;
+    }
+  }
+  while (i < n && load_logit(a.type, x, i) != value) ++i;
+  return i;
 }
 
 void add_row(const ConfidenceArgs& a, const Kernels& kernels, std::int64_t row) {
@@ -94,8 +112,11 @@ void add_row(const ConfidenceArgs& a, const Kernels& kernels, std::int64_t row) 
     if (a.labels[row] >= 0 && column >= 0 && column < a.columns)
       s.label = load_logit(a.type, at(a, a.logits, row, column), 0);
   }
+  std::int64_t found = -1;  // where the run with the largest logit begins
   for (std::int64_t column = 0; column < a.columns; column += kRun)
-    add_run(a, kernels, row, column, s, a.first + column > 0);
+    if (add_run(a, kernels, row, column, s, a.first + column > 0)) found = column;
+  if (found < 0) return;
+  a.argmax[row] = a.first + found + first_equal(a, row, found, static_cast<float>(s.max));
 }
 
 }  // namespace

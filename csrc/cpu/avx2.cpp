@@ -80,9 +80,6 @@ struct Avx2 {
     const Int words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
   }
-  static Float round_float(Float a) {
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
   static Float scale(Float a, Float n) {
     const Int exponent = _mm256_max_epi32(add_int(round(n), set1_int(127)), set1_int(0));
     return mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));

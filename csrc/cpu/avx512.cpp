@@ -69,9 +69,6 @@ struct Avx512 {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
   }
-  static Float round_float(Float a) {
-    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
   static Float scale(Float a, Float n) { return _mm512_scalef_ps(a, n); }
   static Float from_e8m0(const uint8_t* p) {  // code 0 is the subnormal 2^-127
     const Int scaled = _mm512_slli_epi32(from_bytes(p), 23);

@@ -10,7 +10,7 @@
 //   load_words, set1_int, add_int, both (and), either (or), srl<n>, sll<n>, srlv, to_float,
 //   round (to nearest even)
 //   from_half, from_bfloat, from_bytes, from_e8m0: kWidth stored numbers at a byte address
-//   round_float (to nearest even); scale(a, n): a 2^n for whole n <= 127, about 0 below -126
+//   scale(a, n): a 2^n for whole n <= 127, about 0 below -126
 //   prefetch
 //   Table, table(float[16]), lookup<bits>(table, codes), lookup16: higher bits are ignored
 //   kWordLookup: lookup_nibbles exists, the 4-bit codes of a word for less than one by one

@@ -6,13 +6,14 @@
 namespace calibit {
 namespace {
 
-// exp_of of every lane.
+// exp_of of every lane, in two operations less: adding kRounder leaves no bits for a fraction, and
+// the fused product with ln 2 as one float is off by 2e-9 n, under 6e-8 wherever e^d > 1e-9.
 template <class V>
 [[gnu::always_inline]] inline typename V::Float exp_lanes(typename V::Float d) {
   using Float = typename V::Float;
-  const Float n = V::round_float(V::mul(d, V::set1(kInvLn2)));
-  Float r = V::fma(n, V::set1(-kLn2High), d);
-  r = V::fma(n, V::set1(-kLn2Low), r);
+  constexpr float kRounder = 0x1.8p23f, kLn2 = 0.693147182f;
+  const Float n = V::sub(V::fma(d, V::set1(kInvLn2), V::set1(kRounder)), V::set1(kRounder));
+  const Float r = V::fma(n, V::set1(-kLn2), d);
   Float p = V::set1(kExpTerms[4]);
   for (int i = 3; i >= 0; --i) p = V::fma(p, r, V::set1(kExpTerms[i]));
   p = V::fma(V::fma(p, r, V::set1(1)), r, V::set1(1));
@@ -33,7 +34,7 @@ void softmax_sums_of(const SoftmaxArgs& a, SoftmaxSums* out) {
   using Float = typename V::Float;
   constexpr int kParts = kOther ? 2 : 4;
   constexpr int64_t kBytes = type == LogitType::f32 ? 4 : 2, kStep = V::kWidth * kBytes;
-  constexpr int64_t kAhead = 4096;  // bytes that memory is asked for in advance
+  constexpr int64_t kAhead = 8192;  // bytes that memory is asked for in advance
   const Float zero = V::set1(0), lowest = V::set1(kLowest);
   const Float shift = V::set1(a.shift), other_shift = V::set1(a.other_shift);
   Float max[kParts], sum[kParts], weighted[kParts], other_max[kParts], other_sum[kParts],
@@ -85,14 +86,20 @@ void softmax_sums_of(const SoftmaxArgs& a, SoftmaxSums* out) {
   }
   for (int i = 1; i < kParts; ++i) {
     max[0] = V::max(max[0], max[i]);
-    other_max[0] = V::max(other_max[0], other_max[i]);
     sum[0] = V::add(sum[0], sum[i]);
     weighted[0] = V::add(weighted[0], weighted[i]);
-    other_sum[0] = V::add(other_sum[0], other_sum[i]);
-    gap[0] = V::add(gap[0], gap[i]);
+    if constexpr (kOther) {
+      other_max[0] = V::max(other_max[0], other_max[i]);
+      other_sum[0] = V::add(other_sum[0], other_sum[i]);
+      gap[0] = V::add(gap[0], gap[i]);
+    }
   }
-  *out = {V::reduce_max(max[0]),      V::reduce_max(other_max[0]), V::reduce_add(sum[0]),
-          V::reduce_add(weighted[0]), V::reduce_add(gap[0]),       V::reduce_add(other_sum[0])};
+  *out = {V::reduce_max(max[0]), kLowest, V::reduce_add(sum[0]), V::reduce_add(weighted[0]), 0, 0};
+  if constexpr (kOther) {
+    out->other_max = V::reduce_max(other_max[0]);
+    out->gap = V::reduce_add(gap[0]);
+    out->other_sum = V::reduce_add(other_sum[0]);
+  }
 }
 
 template <class V, LogitType type>
