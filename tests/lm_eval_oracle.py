@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+import tiny_models
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -173,6 +176,106 @@ def hf_model(model: Any, tokenizer: Any, *, batch_size: int = 8) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One choice's log-likelihood here and there.
+
+    Attributes:
+        item: id.
+        ours, theirs: nats.
+        limit: largest difference that rounding explains, nats.
+    """
+
+    item: str
+    ours: float
+    theirs: float
+    limit: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the difference is rounding."""
+        return abs(self.ours - self.theirs) <= self.limit
+
+
+def compared(run: Any, theirs: Mapping[tuple[str, ...], Sequence[float]]) -> list[list[Compared]]:
+    """Every item's choices beside the harness's answers to the same strings.
+
+    Raises:
+        AssertionError: the harness asks for an item in other words.
+    """
+    docs = run.docs()
+    assert docs is not None and len(docs) == len(theirs) > 0, (docs and len(docs), len(theirs))
+    found = []
+    for line, doc in zip(run.items(), docs, strict=True):
+        contexts = doc.get("contexts") or [doc["context"]] * len(doc["choices"])
+        key = tuple(
+            text
+            for context, choice in zip(contexts, doc["choices"], strict=True)
+            for text in (context, doc["delimiter"] + choice)
+        )
+        assert key in theirs, f"the harness asks {line['id']} in other words"
+        found.append(
+            [
+                Compared(line["id"], ours, other, allowed(ours, tokens))
+                for ours, other, tokens in zip(line["ll"], theirs[key], line["tokens"], strict=True)
+            ]
+        )
+    return found
+
+
+def same_choice(item: Sequence[Compared]) -> bool | None:
+    """Whether both prefer the same choice; None where the best two are closer than rounding."""
+    ours, theirs = [each.ours for each in item], [each.theirs for each in item]
+    first, second = sorted(ours)[-1:-3:-1]
+    if first - second <= 2 * max(each.limit for each in item):
+        return None
+    return ours.index(first) == theirs.index(max(theirs))
+
+
+def hellaswag_answers(model: Any, items: Sequence[Any]) -> dict[tuple[str, ...], list[float]]:
+    """Our strings through the harness's `loglikelihood`: the staged rows are another project's form
+    of HellaSwag.
+
+    Args:
+        model: an `lm_eval.api.model.LM`.
+        items: of `calibit.tasks.load`.
+    """
+    from lm_eval.api.instance import Instance
+
+    requests = [
+        Instance("loglikelihood", {}, (item.context, item.delimiter + choice), 0)
+        for item in items
+        for choice in item.choices
+    ]
+    answers = model.loglikelihood(requests, disable_tqdm=True)
+    theirs, found = {}, iter(ll for ll, _ in answers)
+    for item in items:
+        key = tuple(t for c in item.choices for t in (item.context, item.delimiter + c))
+        theirs[key] = [next(found) for _ in item.choices]
+    return theirs
+
+
+def tiny(data: Path) -> tuple[Any, Any]:
+    """A random Llama with the tokenizer of a staged model, whose vocabulary is 512."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(data / "models" / "stories260K" / "hf")
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    tiny_models._spread_(model)
+    return model, tokenizer
 
 
 def allowed(ll: float, tokens: int) -> float:

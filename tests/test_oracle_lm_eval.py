@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import calibit
-import tiny_models
 from calibit.io.lm_eval import read_lm_eval
 from calibit.runs import Run
 from calibit.tasks import load
@@ -24,27 +23,6 @@ ITEMS = 20
 CACHED = Path.home() / ".cache" / "calibit" / "SmolLM2-135M-Instruct"
 
 
-def tiny(_: Path) -> tuple[Any, Any]:
-    """A random Llama over the bytes of a staged model's vocabulary of 512."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(_ / "models" / "stories260K" / "hf")
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config).eval()
-    tiny_models._spread_(model)
-    return model, tokenizer
-
-
 def smollm2(_: Path) -> tuple[Any, Any]:
     """The demo's model, where it was prepared before."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,7 +34,7 @@ def smollm2(_: Path) -> tuple[Any, Any]:
     )
 
 
-@pytest.fixture(scope="module", params=[tiny, smollm2], ids=["tiny", "smollm2"])
+@pytest.fixture(scope="module", params=[oracle.tiny, smollm2], ids=["tiny", "smollm2"])
 def subject(request: pytest.FixtureRequest, shared_data: Path) -> tuple[Any, Any]:
     """Model and tokenizer."""
     return request.param(shared_data)
@@ -64,22 +42,9 @@ def subject(request: pytest.FixtureRequest, shared_data: Path) -> tuple[Any, Any
 
 def check(run: Run, theirs: dict[tuple[str, ...], list[float]]) -> None:
     """Every item's log-likelihoods within tolerance; the same choice where it is clear."""
-    docs = run.docs()
-    assert docs is not None and len(docs) == len(theirs) > 0
-    for line, doc in zip(run.items(), docs, strict=True):
-        contexts = doc.get("contexts") or [doc["context"]] * len(doc["choices"])
-        key = tuple(
-            text
-            for context, choice in zip(contexts, doc["choices"], strict=True)
-            for text in (context, doc["delimiter"] + choice)
-        )
-        assert key in theirs, f"the harness asks {line['id']} in other words"
-        limits = [oracle.allowed(ll, n) for ll, n in zip(line["ll"], line["tokens"], strict=True)]
-        for ours, other, limit in zip(line["ll"], theirs[key], limits, strict=True):
-            assert abs(ours - other) <= limit, (line["id"], ours, other)
-        first, second = sorted(line["ll"])[-1:-3:-1]
-        if first - second > 2 * max(limits):
-            assert line["ll"].index(first) == theirs[key].index(max(theirs[key])), line["id"]
+    for item in oracle.compared(run, theirs):
+        assert all(each.right for each in item), item
+        assert oracle.same_choice(item) is not False, item
 
 
 @pytest.mark.parametrize("task", oracle.SCHEMAS)
@@ -102,20 +67,9 @@ def test_same_prompts_and_log_likelihoods(subject, shared_data, tmp_path, task):
 
 def test_hellaswag_strings_through_its_loglikelihood(subject, shared_data):
     """The staged rows are another project's form of HellaSwag: our strings, their arithmetic."""
-    from lm_eval.api.instance import Instance
-
     model, tokenizer = subject
     items = load(f"hellaswag={shared_data / 'hellaswag.jsonl'}")[:ITEMS]
-    requests = [
-        Instance("loglikelihood", {}, (item.context, item.delimiter + choice), 0)
-        for item in items
-        for choice in item.choices
-    ]
-    answers = oracle.hf_model(model, tokenizer).loglikelihood(requests, disable_tqdm=True)
-    theirs, found = {}, iter(ll for ll, _ in answers)
-    for item in items:
-        key = tuple(t for c in item.choices for t in (item.context, item.delimiter + c))
-        theirs[key] = [next(found) for _ in item.choices]
+    theirs = oracle.hellaswag_answers(oracle.hf_model(model, tokenizer), items)
     check(calibit.evaluate(model, tokenizer, items), theirs)
 
 
