@@ -74,7 +74,7 @@ def asked(
     harness = oracle.hf_model(model, tokenizer)
     if task == "hellaswag":
         items = load(f"hellaswag={options.data / 'hellaswag.jsonl'}")[: options.items]
-        return items, oracle.hellaswag_answers(harness, items)
+        return items, oracle.answers(harness, items)
     rows = oracle.staged(options.data / f"{task}.jsonl", options.items)
     whole, files = oracle.write_sources(folder, task, rows)
     theirs = oracle.their_answers(harness, oracle.task_files(folder, files))

@@ -234,9 +234,8 @@ def same_choice(item: Sequence[Compared]) -> bool | None:
     return ours.index(first) == theirs.index(max(theirs))
 
 
-def hellaswag_answers(model: Any, items: Sequence[Any]) -> dict[tuple[str, ...], list[float]]:
-    """Our strings through the harness's `loglikelihood`: the staged rows are another project's form
-    of HellaSwag.
+def answers(model: Any, items: Sequence[Any]) -> dict[tuple[str, ...], list[float]]:
+    """Log-likelihoods that the harness gives to our strings, as `by_prompt`.
 
     Args:
         model: an `lm_eval.api.model.LM`.
@@ -249,8 +248,8 @@ def hellaswag_answers(model: Any, items: Sequence[Any]) -> dict[tuple[str, ...],
         for item in items
         for choice in item.choices
     ]
-    answers = model.loglikelihood(requests, disable_tqdm=True)
-    theirs, found = {}, iter(ll for ll, _ in answers)
+    found = iter(ll for ll, _ in model.loglikelihood(requests, disable_tqdm=True))
+    theirs = {}
     for item in items:
         key = tuple(t for c in item.choices for t in (item.context, item.delimiter + c))
         theirs[key] = [next(found) for _ in item.choices]

@@ -69,7 +69,7 @@ def test_hellaswag_strings_through_its_loglikelihood(subject, shared_data):
     """The staged rows are another project's form of HellaSwag: our strings, their arithmetic."""
     model, tokenizer = subject
     items = load(f"hellaswag={shared_data / 'hellaswag.jsonl'}")[:ITEMS]
-    theirs = oracle.hellaswag_answers(oracle.hf_model(model, tokenizer), items)
+    theirs = oracle.answers(oracle.hf_model(model, tokenizer), items)
     check(calibit.evaluate(model, tokenizer, items), theirs)
 
 
