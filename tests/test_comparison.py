@@ -151,6 +151,10 @@ def test_the_dictionary_describes_itself(v1):
     assert content["ppl"] is None and content["warnings"] == []
     assert {check["check"] for check in content["checks"]} == {
         "label shuffle",
+        "perfect oracle",
+        "calibrated oracle",
+        "chance",
+        "pair identity",
         "constant confidence",
         "exact ties",
     }
@@ -386,7 +390,12 @@ def test_evaluated_models_are_compared(tmp_path):
     assert {row["name"] for row in result.slices} == {"parity=0", "parity=1"}
     assert result.ppl.windows > 2 and result.ppl.protocol.startswith("gptq")
     assert all(check.passed for check in result.checks if check.check != "exact ties")
-    assert {c.check for c in result.checks} >= {"greedy consistency", "item accounting"}
+    assert {c.check for c in result.checks} >= {
+        "greedy consistency",
+        "item accounting",
+        "self-comparison",
+        "BOS and leading space",
+    }
     assert result.verdict().verdict in ("ship", "hold", "inconclusive")
     json.dumps(result.to_dict(), allow_nan=False)
     same = compare(tmp_path / "a", tmp_path / "a", **QUICK)
@@ -416,13 +425,45 @@ def test_constant_confidence_and_lost_items_fail_their_checks():
     assert [(c.check, c.count, c.first) for c in failed] == [("item accounting", 1, "1")] * 2
 
 
+def test_choices_that_start_with_a_special_token_fail():
+    lines = _lines(3, item0={"special_start": False}, item1={"special_start": True})
+    lines[2] |= {"special_start": False, "boundary_merge": True}
+    run = MemoryRun([[0.0, -1.0]] * 2 + [[0.0, -2.0]], [0, 1, 0], lines=lines)
+    found = [c for c in compare(run, run, **QUICK).checks if c.check == "BOS and leading space"]
+    assert [(c.passed, c.count, c.first) for c in found] == [(False, 1, "1")] * 2
+    assert "1 where the tokenizer joined" in found[0].detail
+
+
+def test_log_likelihoods_that_were_not_finite_fail():
+    reason = "the log-likelihood of choice 1 is nan"
+    lines = _lines(3, item1={"ll": None, "reason": reason}, item2={"ll": None, "reason": "long"})
+    run = MemoryRun([[0.0, -1.0]], [0], ids=["0"], lines=lines)
+    failed = [c for c in compare(run, run, **QUICK).checks if not c.passed]
+    assert [(c.check, c.count, c.first) for c in failed if c.first] == [
+        ("log-probabilities", 1, "1")
+    ] * 2
+
+
+def test_contexts_cut_in_one_run_only_are_no_pair():
+    lines = [_lines(3), _lines(3, item1={"truncated": True})]
+    z, gold = [[0.0, -1.0], [0.0, -2.0], [-3.0, 0.0]], [0, 1, 0]
+    a, b = (MemoryRun(z, gold, lines=one) for one in lines)
+    failed = [c for c in compare(a, b, **QUICK).checks if not c.passed]
+    assert [(c.check, c.count, c.first) for c in failed] == [("pair identity", 1, "1")]
+    assert all(c.passed for c in compare(a, a, **QUICK).checks)
+
+
 def test_accuracy_at_chance_is_a_warning():
     z = np.random.default_rng(5).normal(size=(60, 2))
     gold = np.random.default_rng(6).integers(0, 2, 60)
     result = compare(MemoryRun(z, gold), MemoryRun(z, gold), **QUICK)
     assert sum("cannot be told from chance" in text for text in result.warnings) == 2
+    assert result.models["a"]["at_chance"] and result.models["b"]["at_chance"]
+    marks = [c for c in result.checks if c.check == "chance"]
+    assert all(c.passed and "at_chance, no claim on confidence" in c.detail for c in marks)
     sure = compare(*v1_runs(), **QUICK)
     assert not any("chance" in text for text in sure.warnings)
+    assert not sure.models["a"]["at_chance"]
 
 
 def test_ratio_of_speeds_is_welchs():

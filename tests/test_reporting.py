@@ -447,6 +447,38 @@ def test_page_of_an_audit_in_which_everything_failed() -> None:
     assert "FAILED" in shown(content, 100)
 
 
+def test_a_failed_check_stands_above_the_results(made: Made) -> None:
+    """In the terminal before everything else, on the page before the verdicts; without one there is
+    no alarm."""
+    assert "ALARM" not in shown(made[0], 100) and not view.alarms(made[0])
+    assert 'role="alert"' not in html.render(*made)
+    content = json.loads(json.dumps(made[0]))
+    check = content["candidates"][1]["comparison"]["checks"][0]
+    check |= {"passed": False, "count": 3, "first": "probe-7", "detail": f"b: {HOSTILE}"}
+    name = content["candidates"][1]["scheme"]
+    text = shown(content, 100)
+    assert text.startswith("ALARM: the measurement failed its own checks")
+    assert f"{name}: {check['check']} failed ({name}: {HOSTILE}, first probe-7)" in text
+    page = html.render(content, made[1])
+    assert page.index('role="alert"') < page.index('class="cards"')
+    assert f"{name}: {check['check']} failed" in Page(page).text
+    assert "FAIL" in Page(page).text and "3, first probe-7" in Page(page).text
+
+
+def test_every_line_of_the_self_audit_is_on_the_page(made: Made) -> None:
+    text = Page(html.render(*made)).text
+    for check in made[0]["candidates"][0]["comparison"]["checks"]:
+        assert check["check"] in text
+    assert "baseline: choices shuffled" in text and "checks passed" in text
+
+
+def test_at_chance_nothing_is_claimed_about_confidence(made: Made) -> None:
+    assert wording.AT_CHANCE not in html.render(*made)
+    content = json.loads(json.dumps(made[0]))
+    content["candidates"][0]["comparison"]["models"]["b"]["at_chance"] = True
+    assert Page(html.render(content, made[1])).text.count(wording.AT_CHANCE) == 1
+
+
 def test_comparison_writes_its_page(tmp_path: Path) -> None:
     path = comparison_of("nf4", n=160).to_html(tmp_path / "comparison.html")
     page = Page(Path(path).read_text(encoding="utf-8"))

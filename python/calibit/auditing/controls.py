@@ -19,6 +19,7 @@ from calibit.auditing.models import Entry, Loaded
 
 if TYPE_CHECKING:
     from calibit.comparison import Comparison, ExtraRuns
+    from calibit.measures.self_audit import Check
     from calibit.runs import Run
 
 COPIES = 8
@@ -128,7 +129,13 @@ def extra_runs(found: ControlRuns, entry: Entry) -> ExtraRuns:
 
 
 def checked(
-    comparison: Comparison, found: ControlRuns, base: Run, run: Run, control: Run | None, job: Job
+    comparison: Comparison,
+    found: ControlRuns,
+    base: Run,
+    run: Run,
+    control: Run | None,
+    job: Job,
+    doubts: Sequence[str] = (),
 ) -> Comparison:
     """The comparison with the checks that control runs allow.
 
@@ -138,17 +145,26 @@ def checked(
         base, run: the reference and the candidate.
         control: the 8-bit build; None where there is none, or the candidate has 8 bits itself.
         job: gives rule and seed.
+        doubts: reasons to doubt that the candidate is the reference, only quantized.
     """
     from calibit.measures import Resampling
     from calibit.measures.run_checks import eight_bit_control, identical_run
 
-    checks = list(comparison.checks)
+    checks = [_with_lineage(check, doubts) for check in comparison.checks]
     if found.repeat is not None:
         checks.append(identical_run(*(list(one.items()) for one in found.repeat)))
     if control is not None:
         scores = [one.scores(rule=job.rule) for one in (base, control, run)]
         checks += eight_bit_control(*scores, resampling=Resampling(seed=job.seed))
     return replace(comparison, checks=tuple(checks))
+
+
+def _with_lineage(check: Check, doubts: Sequence[str]) -> Check:
+    """The check of pair identity fails where the candidate comes from another model."""
+    if check.check != "pair identity" or not doubts:
+        return check
+    detail = f"{check.detail}; {' '.join(doubts).rstrip('.')}"
+    return replace(check, passed=False, count=check.count + len(doubts), detail=detail)
 
 
 def _baseline_again(

@@ -350,7 +350,8 @@ def _compare(state: _State, entry: Entry) -> Comparison:
     control = state.controls.eight_bit or state.runs.get(built or "")
     if controls.is_eight_bit(entry) or entry.scheme is None:
         control = None
-    return controls.checked(comparison, state.controls, base, run, control, job)
+    doubts = models.lineage(entry, job, base.meta, state.records[entry.name])
+    return controls.checked(comparison, state.controls, base, run, control, job, doubts)
 
 
 def _finish(state: _State) -> Audit:

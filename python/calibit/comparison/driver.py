@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from calibit.comparison.checks import checks_of
 from calibit.comparison.controls import ExtraRuns, controls_of
 from calibit.comparison.evidence import (
     Evidence,
@@ -28,7 +29,7 @@ from calibit.measures.intervals import share_interval
 from calibit.measures.paired import McNemar, mcnemar
 from calibit.measures.resampling import Resampling
 from calibit.measures.scores import Scores
-from calibit.measures.self_audit import Check, at_chance, self_audit
+from calibit.measures.self_audit import at_chance
 from calibit.measures.slice_search import SliceSearch, worst_slice
 from calibit.measures.slices import Slices, pairs_of, quartile_slices, slices_by_key
 from calibit.measures.summaries import NO_LABELS, Panel, differences, divergences, panel
@@ -84,7 +85,10 @@ def compare(
     searches, search = _searches(first, second, right_a, own)
     flips = _flips(paired, draw)
     return Comparison(
-        models={"a": _describe(a.meta, "a"), "b": _describe(b.meta, "b")},
+        models={
+            "a": _describe(a.meta, "a") | {"at_chance": at_chance(paired.a, level=level)},
+            "b": _describe(b.meta, "b") | {"at_chance": at_chance(paired.b, level=level)},
+        },
         protocol=_protocol(paired, draw, bins),
         a=first.estimates(),
         b=second.estimates(),
@@ -100,7 +104,7 @@ def compare(
         reliability_b=_reliability(right_b, bins, level),
         controls=controls_of(paired, extra or ExtraRuns(), draw),
         points=_points(right_a, right_b),
-        checks=_checks(paired),
+        checks=checks_of(a, b, paired),
         warnings=(*paired.warnings, *warnings, *_uncompared(a), *_notes(paired, draw)),
         evidence=_evidence(first, second, a, b, replace(draw, clusters=None)),
     )
@@ -164,11 +168,6 @@ def _points(a: Scores, b: Scores) -> dict[str, np.ndarray]:
         out[f"conf_{side}"] = d.confidence
         out[f"correct_{side}"] = scores.correct
     return out
-
-
-def _checks(paired: Paired) -> tuple[Check, ...]:
-    found = self_audit(paired.a, name="a", lines=paired.lines_a)
-    return tuple(found + self_audit(paired.b, name="b", lines=paired.lines_b))
 
 
 def _notes(paired: Paired, draw: Resampling) -> list[str]:

@@ -22,7 +22,9 @@ CLUSTER_FIELD = "cluster"
 """Field of an item line that names the cluster (passage, document) of an item."""
 
 _SHOWN = 5
-_SAME_META = {"tokenizer_hash": "tokenizer", "bos": "BOS rule"}
+SAME_META = {"tokenizer_hash": "tokenizer", "bos": "BOS rule"}
+"""Entries of run.json that two runs must share -> words for them."""
+
 _SAME_ITEM = {"context_hash": "prompt", "choices_hash": "choices"}
 
 
@@ -173,16 +175,17 @@ def cluster_labels(paired: Paired, by: str | None) -> np.ndarray | None:
 def _side(run: RunLike, rule: str) -> Side:
     read = getattr(run, "docs", None)
     docs = (read() if read else None) or ()
-    return Side(run.scores(rule), _by_key(_lines(run)), _by_key(docs))
+    return Side(run.scores(rule), by_key(_lines(run)), by_key(docs))
 
 
-def _by_key(lines: Iterable[Mapping[str, Any]]) -> dict[Key, Mapping[str, Any]]:
+def by_key(lines: Iterable[Mapping[str, Any]]) -> dict[Key, Mapping[str, Any]]:
+    """Item lines by (task, id)."""
     return {(str(line["task"]), str(line["id"])): line for line in lines}
 
 
 def _check_meta(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Refuse what makes log-likelihoods incomparable; warnings of what merely differs."""
-    for key, words in _SAME_META.items():
+    for key, words in SAME_META.items():
         left, right = a.get(key), b.get(key)
         if left is not None and right is not None and left != right:
             raise ValueError(

@@ -31,6 +31,7 @@ class EncodedChoices:
         truncated: whether a context was cut on the left to fit the model.
         boundary_merge: whether the tokenizer joined the end of the context with the start of a
             choice.
+        special_start: whether a continuation starts with a special token.
         reason: why the item cannot be scored; None where it can.
     """
 
@@ -38,6 +39,7 @@ class EncodedChoices:
     targets: tuple[tuple[int, ...], ...]
     truncated: bool = False
     boundary_merge: bool = False
+    special_start: bool = False
     reason: str | None = None
 
 
@@ -75,6 +77,13 @@ class Encoder:
             "[evaluate] expected a tokenizer with a BOS or EOS token for an empty context, "
             "got one with neither"
         )
+
+    @property
+    def special_tokens(self) -> frozenset[int]:
+        """Ids that stand for no text; a token for unknown text does, unless it is BOS or EOS."""
+        own, kept = self.tokenizer, (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        unknown = {getattr(own, "unk_token_id", None)} - set(kept)
+        return frozenset(set(own.all_special_ids) - unknown)
 
     def __call__(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Token ids of each distinct text, special tokens by the BOS rule."""
@@ -143,8 +152,11 @@ def encode_items(
     whole = encoder(context + text for context, text in flat if context)
     ids = encoder(context for context, _ in flat if context)
     bare = encoder.bare(text for context, text in flat if not context)
+    special = encoder.special_tokens
     return [
-        _assemble([_split_ids(encoder, pair, whole, ids, bare) for pair in item], max_length)
+        _assemble(
+            [_split_ids(encoder, pair, whole, ids, bare) for pair in item], max_length, special
+        )
         for item in split
     ]
 
@@ -183,13 +195,16 @@ def _split_ids(
     return both[:common] or [encoder.prefix_token], both[common:], True
 
 
-def _assemble(parts: list[tuple[list[int], list[int], bool]], max_length: int) -> EncodedChoices:
+def _assemble(
+    parts: list[tuple[list[int], list[int], bool]], max_length: int, special: frozenset[int]
+) -> EncodedChoices:
     inputs = tuple(tuple((before + after)[-(max_length + 1) :][:-1]) for before, after, _ in parts)
     return EncodedChoices(
         inputs=inputs,
         targets=tuple(tuple(after) for _, after, _ in parts),
         truncated=any(len(before) + len(after) > max_length + 1 for before, after, _ in parts),
         boundary_merge=any(merged for _, _, merged in parts),
+        special_start=any(after[0] in special for _, after, _ in parts if after),
         reason=_unscorable([after for _, after, _ in parts], max_length),
     )
 

@@ -10,6 +10,7 @@ from calibit.evaluation.encoding import EncodedChoices
 from calibit.evaluation.identity import choices_hash, context_hash, contexts_of, items_hash
 from calibit.evaluation.scoring import ChoiceScores
 from calibit.evaluation.text import Windows
+from calibit.measures.self_audit import NOT_FINITE, SPECIAL_START
 from calibit.runs import CONTINUATION
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def item_lines(
         line |= {
             "truncated": ids.truncated,
             "boundary_merge": ids.boundary_merge,
+            SPECIAL_START: ids.special_start,
             "context_hash": context_hash(contexts_of(item)),
             "choices_hash": choices_hash(item.delimiter, item.choices),
             "reason": reason,
@@ -107,5 +109,5 @@ def doc_lines(items: Sequence[Item]) -> Iterator[dict[str, Any]]:
 def _not_finite(score: ChoiceScores | None) -> str | None:
     for index, value in enumerate(score.ll if score is not None else ()):
         if not math.isfinite(value):
-            return f"the log-likelihood of choice {index} is {value}"
+            return f"{NOT_FINITE} {index} is {value}"
     return None

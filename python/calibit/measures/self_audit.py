@@ -5,14 +5,29 @@ A failed check forces "inconclusive", whatever the numbers say.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from calibit.measures.calibration import ece, ece_null
+from calibit.measures.distributions import item_of, segment_sum
+from calibit.measures.fidelity import kl_values
 from calibit.measures.scores import UNLABELLED, Scores
 from calibit.measures.summaries import panel
+
+NOT_FINITE = "the log-likelihood of choice"
+"""How the reason of an item begins that was left out for a log-likelihood that is not finite."""
+SPECIAL_START = "special_start"
+"""Field of an item line: whether a choice starts with a special token."""
+
+ORACLE = 0.99
+ORACLE_DRAWS = 100
+MOST_OUTSIDE = 18
+EXACT = 1e-12
 
 MOST_TIES = 0.01
 MOST_CONSTANT = 0.05
@@ -52,10 +67,91 @@ def self_audit(scores: Scores, *, name: str, lines: Sequence[Line] = ()) -> list
     """
     if not scores.n:
         return []
-    found = [_label_shuffle(scores), _constant_confidence(scores), _ties(scores)]
+    found = [
+        _label_shuffle(scores),
+        perfect_oracle(scores),
+        calibrated_oracle(scores),
+        _constant_confidence(scores),
+        _ties(scores),
+        _chance(scores),
+    ]
     if lines:
         found += [_log_probabilities(lines), _accounting(lines), _greedy(lines)]
-    return [Check(c.check, c.passed, c.count, c.first, f"{name}: {c.detail}") for c in found]
+    if any(SPECIAL_START in line for line in lines):
+        found.append(_boundaries(lines))
+    return [replace(check, detail=f"{name}: {check.detail}") for check in found]
+
+
+def perfect_oracle(scores: Scores) -> Check:
+    """Whether a model that gives every right answer 0.99 has accuracy 1, ECE 0.01 and NLL -ln 0.99.
+
+    Args:
+        scores: items with two choices or more; their numbers of choices and labels are used, choice
+            0 where a label is unknown.
+    """
+    gold = np.maximum(scores.gold, 0)
+    several = scores.distributions.k > 1
+    z = []
+    for label, choices in zip(gold, scores.distributions.k, strict=True):
+        row = np.full(choices, math.log((1.0 - ORACLE) / max(1, choices - 1)))
+        row[label] = math.log(ORACLE)
+        z.append(row)
+    oracle = replace(scores, gold=gold, z=tuple(z)).take(several)
+    if not oracle.n:
+        return Check("perfect oracle", True, 0, None, "no item has two choices")
+    found = panel(oracle, simulate=False).estimates()
+    expected = {"acc": 1.0, "ece": 1.0 - ORACLE, "nll": -math.log(ORACLE)}
+    wrong = [key for key, value in expected.items() if abs(float(found[key]) - value) > EXACT]
+    shown = ", ".join(f"{key} {float(found[key]):.6g}" for key in expected)
+    detail = f"a model that gives every right answer {ORACLE}: {shown}"
+    return Check("perfect oracle", not wrong, len(wrong), wrong[0] if wrong else None, detail)
+
+
+def calibrated_oracle(scores: Scores) -> Check:
+    """Whether labels drawn from the model's own probabilities make it look calibrated.
+
+    Of ORACLE_DRAWS sets of labels about 5 % have an ECE above the 95 % point of `ece_null`; it
+    fails where more than MOST_OUTSIDE have, which chance does in fewer than one of 10,000 audits.
+
+    Args:
+        scores: the items.
+    """
+    known, rng = scores.distributions, np.random.default_rng(0)
+    owner, ends = item_of(known.offsets), np.cumsum(known.p)
+    before = np.concatenate([[0.0], ends])[known.offsets[:-1]]
+    limit = float(ece_null(known.confidence).extra["p95"]) + EXACT
+    drawn = []
+    for _ in range(ORACLE_DRAWS):
+        passed = ends - before[owner] < rng.random(scores.n)[owner]
+        label = np.minimum(segment_sum(1.0 * passed, known.offsets), known.k - 1)
+        drawn.append(float(ece(known.confidence, known.predicted == label)))
+    outside = int(np.sum(np.array(drawn) > limit))
+    detail = (
+        f"labels drawn from the model's own probabilities: ECE {np.median(drawn):.4f} (median), "
+        f"{outside} of {ORACLE_DRAWS} draws above {limit:.4f}, the 95 % point of a calibrated model"
+    )
+    return Check("calibrated oracle", outside <= MOST_OUTSIDE, outside, None, detail)
+
+
+def self_comparison(scores: Scores, stored: Scores, *, name: str) -> Check:
+    """Whether a run read again from where it is stored is the run itself: KL 0 and no flip.
+
+    Args:
+        scores: of the run as it is compared.
+        stored: of the same run after writing and reading.
+        name: the model, printed in front of the detail.
+    """
+    if scores.keys != stored.keys:
+        detail = f"{name}: {stored.n} items read again, {scores.n} compared"
+        return Check("self-comparison", False, abs(stored.n - scores.n), None, detail)
+    kl = kl_values(scores.distributions, stored.distributions)
+    flipped = scores.distributions.predicted != stored.distributions.predicted
+    moved = np.flatnonzero((kl != 0.0) | flipped | (scores.gold != stored.gold))
+    detail = (
+        f"{name}: stored and read again, compared with itself: largest KL {kl.max(initial=0.0):.3g}"
+        f", {int(flipped.sum())} flips"
+    )
+    return Check("self-comparison", not len(moved), len(moved), _first(scores, moved), detail)
 
 
 def at_chance(scores: Scores, *, level: float = 0.95) -> bool:
@@ -65,9 +161,27 @@ def at_chance(scores: Scores, *, level: float = 0.95) -> bool:
     known = scores.labelled
     if not known.any():
         return False
-    chance = float(np.mean(1.0 / scores.distributions.k[known]))
     band = clopper_pearson(int(scores.correct[known].sum()), int(known.sum()), level=level)
-    return band.lower is not None and band.upper is not None and band.lower <= chance <= band.upper
+    if band.lower is None or band.upper is None:
+        return False
+    return band.lower <= _chance_level(scores) <= band.upper
+
+
+def _chance_level(scores: Scores) -> float:
+    return float(np.mean(1.0 / scores.distributions.k[scores.labelled]))
+
+
+def _chance(scores: Scores) -> Check:
+    """Passes either way: an accuracy at chance is no fault of the measuring, but is marked."""
+    known = scores.labelled
+    if not known.any():
+        return Check("chance", True, 0, None, "no item is labelled")
+    marked = "at_chance, no claim on confidence" if at_chance(scores) else "apart from chance"
+    detail = (
+        f"accuracy {100 * scores.correct[known].mean():.1f} % of {int(known.sum())} items, chance "
+        f"{100 * _chance_level(scores):.1f} %: {marked}"
+    )
+    return Check("chance", True, 0, None, detail)
 
 
 def _label_shuffle(scores: Scores) -> Check:
@@ -114,20 +228,42 @@ def _ties(scores: Scores) -> Check:
 
 
 def _log_probabilities(lines: Sequence[Line]) -> Check:
-    bad = [
-        str(line["id"])
-        for line in lines
-        if line.get("ll") is not None and not all(np.isfinite(v) and v <= 1e-6 for v in line["ll"])
-    ]
+    bad = [str(line["id"]) for line in lines if _improbable(line)]
     detail = f"{len(bad)} items with a log-likelihood that is positive or not finite"
     return Check("log-probabilities", not bad, len(bad), bad[0] if bad else None, detail)
+
+
+def _improbable(line: Line) -> bool:
+    """Whether a log-likelihood is positive beyond rounding or was not finite."""
+    if line.get("ll") is None:
+        return str(line.get("reason") or "").startswith(NOT_FINITE)
+    return not all(np.isfinite(value) and value <= 1e-6 for value in line["ll"])
 
 
 def _accounting(lines: Sequence[Line]) -> Check:
     left_out = [line for line in lines if line.get("ll") is None and line.get("kind") == "choice"]
     silent = [str(line["id"]) for line in left_out if not line.get("reason")]
-    detail = f"{len(lines)} items, {len(left_out)} not scored, {len(silent)} of them without reason"
-    return Check("item accounting", not silent, len(silent), silent[0] if silent else None, detail)
+    known = Counter((str(line.get("task")), str(line["id"])) for line in lines)
+    bad = silent + [item for (_, item), count in known.items() if count > 1]
+    detail = (
+        f"{len(lines)} items, each once; {len(left_out)} not scored, {len(silent)} of them without "
+        "reason"
+    )
+    if len(bad) > len(silent):
+        detail = detail.replace("each once", f"{len(bad) - len(silent)} more than once")
+    return Check("item accounting", not bad, len(bad), bad[0] if bad else None, detail)
+
+
+def _boundaries(lines: Sequence[Line]) -> Check:
+    special = [str(line["id"]) for line in lines if line.get(SPECIAL_START)]
+    merged = sum(bool(line.get("boundary_merge")) for line in lines)
+    detail = (
+        f"{len(special)} items with a choice that starts with a special token; "
+        f"{merged} where the tokenizer joined the end of the context with a choice"
+    )
+    return Check(
+        "BOS and leading space", not special, len(special), special[0] if special else None, detail
+    )
 
 
 def _greedy(lines: Sequence[Line]) -> Check:

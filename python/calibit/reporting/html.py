@@ -29,6 +29,7 @@ _SECTIONS = (
     ("real", "Noise and direction", "real"),
     ("speed", "Memory and speed", "speed"),
     ("method", "How it was measured", "method"),
+    ("checks", "Self-audit", "checks"),
     ("caveats", "Limits", "caveats"),
     ("glossary", "Glossary", "glossary"),
 )
@@ -101,6 +102,10 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "words": wording.VERDICTS,
         "cards": [cards.card(one, audit["baseline"]) for one in audit["candidates"]],
         "legend": cards.legend(audit),
+        "alarms": view.alarms(audit),
+        "alarm_text": wording.ALARM,
+        "checks": [one for one in map(_checks, measured) if one["rows"]],
+        "self_audit_text": wording.SELF_AUDIT,
         "notes": [*audit["model"]["notes"], *audit["warnings"]],
         "measured": [{"name": one["scheme"]} for one in measured],
         "baseline": "baseline",
@@ -131,6 +136,13 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
     }
     contents = [(anchor, name) for anchor, name, key in _SECTIONS if context[key]]
     return {**context, "contents": contents}
+
+
+def _checks(one: view.Candidate) -> dict[str, Any]:
+    rows = view.checks(one)
+    bad = len(view.failed_checks(one))
+    summary = f"{len(rows) - bad} of {numbers.plural(len(rows), 'check')} passed"
+    return {"name": one["scheme"], "summary": summary, "rows": rows, "open": bool(bad)}
 
 
 def _rule(audit: Audit, measured: Sequence[view.Candidate]) -> dict[str, str]:

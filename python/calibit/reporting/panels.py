@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from calibit.reporting import figures, numbers, view
+from calibit.reporting import figures, numbers, view, wording
 from calibit.reporting.view import Audit, Candidate, Points
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def reliability(measured: Sequence[Candidate]) -> list[Panel]:
             f"ECE {shown}, {_change(comparison['deltas']['ece'])} against the baseline."
             f"{_chance(one)}"
         )
+        if comparison["models"]["b"].get("at_chance"):
+            caption += f" {wording.AT_CHANCE}"
         plot = figures.reliability(base, own, name=name, ece=shown)
         found.append({"name": name, "plot": trusted(plot), "caption": caption})
     return found

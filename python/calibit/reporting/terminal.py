@@ -97,7 +97,7 @@ def audit_table(audit: Audit) -> RenderableType:
     verdicts = [str(one["verdict"]["verdict"]) for one in measured]
 
     def lines(width: int) -> list[Text]:
-        found = _heading(audit, width)
+        found = [*_alarm_lines(audit, width), *_heading(audit, width)]
         for block in _blocks(rows, names, width):
             found += [_text([]), *_block_lines(rows, names, verdicts, block)]
         found += [_text([]), *_verdict_lines(audit, width)]
@@ -166,6 +166,15 @@ def _run_lines(
         for name, shown, bounds in rows
     ]
     return lines + [line for note in notes for line in _wrapped("Note: ", note, width)]
+
+
+def _alarm_lines(audit: Audit, width: int) -> list[Text]:
+    """What failed in the self-audit, above everything else; nothing where all is well."""
+    alarms = view.alarms(audit)
+    if not alarms:
+        return []
+    lines = _wrapped("ALARM: ", wording.ALARM, width, style="hold")
+    return [*lines, *(line for one in alarms for line in _wrapped("  ", one, width)), _text([])]
 
 
 def _heading(audit: Audit, width: int) -> list[Text]:

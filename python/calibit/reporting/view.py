@@ -139,6 +139,43 @@ def verdict(one: Candidate) -> str:
     return "failed" if one.get("error") else str(one["verdict"]["verdict"])
 
 
+def alarms(audit: Audit) -> list[str]:
+    """A sentence for every check of the self-audit that failed; none of the numbers can then be
+    relied on."""
+    found = []
+    for one in succeeded(audit):
+        for check in failed_checks(one):
+            first = f", first {check['first']}" if check["first"] is not None else ""
+            detail = _named(str(check["detail"]), str(one["scheme"]))
+            found.append(f"{one['scheme']}: {check['check']} failed ({detail}{first})")
+    return found
+
+
+def failed_checks(one: Candidate) -> list[Mapping[str, Any]]:
+    """The lines of a candidate's self-audit that failed."""
+    return [check for check in one["comparison"].get("checks", ()) if not check["passed"]]
+
+
+def checks(one: Candidate) -> list[tuple[str, str, str, str]]:
+    """Every line of a candidate's self-audit: check, outcome, count with the first offender, detail
+    with the names of the models."""
+    found = []
+    for check in one["comparison"].get("checks", ()):
+        first = f", first {check['first']}" if check["first"] is not None else ""
+        count = numbers.count(check["count"]) + first
+        outcome = "pass" if check["passed"] else "FAIL"
+        found.append((check["check"], outcome, count, _named(check["detail"], str(one["scheme"]))))
+    return found
+
+
+def _named(detail: str, candidate: str) -> str:
+    """The detail of a check with the model's name in place of "a" and "b"."""
+    for side, name in (("a: ", "baseline: "), ("b: ", f"{candidate}: ")):
+        if detail.startswith(side):
+            return name + detail.removeprefix(side)
+    return detail
+
+
 def rows(audit: Audit, *, details: bool = False) -> list[Row]:
     """The results table of an audit.
 

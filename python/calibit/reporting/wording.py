@@ -35,6 +35,14 @@ VERDICTS = {
     "failed": VerdictWords("!", "Failed", "could not be measured"),
 }
 
+ALARM = "the measurement failed its own checks; no verdict and no number below can be relied on."
+AT_CHANCE = "Its accuracy cannot be told from chance: nothing is claimed about its confidence."
+SELF_AUDIT = (
+    "Before any verdict the instrument checks itself: on data with a known answer, on the items "
+    "it was given, and by comparing each model with itself. A line that fails makes every verdict "
+    "inconclusive."
+)
+
 _GATE_WORDS = {
     "acc": ("accuracy", "points", 100.0, 1),
     "conf_true": ("confidence in the right answer", "points", 100.0, 2),

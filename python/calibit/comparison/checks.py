@@ -1,0 +1,68 @@
+"""Self-audit of a comparison: each side alone, storage, and whether both were asked the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calibit.comparison.pairing import SAME_META, Paired, RunLike, by_key
+from calibit.measures.scores import Scores
+from calibit.measures.self_audit import Check, self_audit, self_comparison
+from calibit.runs import Run
+
+
+def checks_of(run_a: RunLike, run_b: RunLike, paired: Paired) -> tuple[Check, ...]:
+    """Every check that two paired runs allow.
+
+    Args:
+        run_a, run_b: reference and candidate.
+        paired: their items.
+    """
+    found: list[Check] = []
+    for name, run, scores, lines in (
+        ("a", run_a, paired.a, paired.lines_a),
+        ("b", run_b, paired.b, paired.lines_b),
+    ):
+        found += self_audit(scores, name=name, lines=lines)
+        stored = _stored(run, scores.rule)
+        if stored is not None:
+            found.append(self_comparison(run.scores(scores.rule), stored, name=name))
+    return (*found, _pair_identity(run_a.meta, run_b.meta, paired))
+
+
+def _stored(run: RunLike, rule: str) -> Scores | None:
+    """Scores of a recorded run after the whole way through storage: of its folder, read anew, or
+    of its lines as JSON. None for a run of another kind."""
+    if not isinstance(run, Run):
+        return None
+    if run.path is not None:
+        return Run.load(run.path).scores(rule)
+    return Scores.from_items([json.loads(json.dumps(line)) for line in run.items()], rule=rule)
+
+
+def _pair_identity(a: Mapping[str, Any], b: Mapping[str, Any], paired: Paired) -> Check:
+    """What pairing made sure of, and what differs all the same: contexts cut to other lengths, a
+    chat template in one run only."""
+    lines = [by_key(side) for side in (paired.lines_a, paired.lines_b)]
+    pairs = [(key, *(side[key] for side in lines)) for key in paired.a.keys if _in_all(key, lines)]
+    hashed = sum("context_hash" in x and "context_hash" in y for _, x, y in pairs)
+    cut = [key[1] for key, x, y in pairs if x.get("truncated") != y.get("truncated")]
+    same = [words for key, words in SAME_META.items() if None not in (a.get(key), b.get(key))]
+    detail = (
+        f"{paired.a.n} items with equal ids, labels and numbers of choices under rule "
+        f"{paired.a.rule}; equal prompts and choices by hash: {hashed}; equal in both runs: "
+        f"{', '.join(same) or 'no setting that both record'}"
+    )
+    if any(paired.unpaired):
+        detail += f"; {sum(paired.unpaired)} items of one run only, left out as allowed"
+    if cut:
+        detail += f"; {len(cut)} items whose context was cut in one run only"
+    if template := a.get("chat_template_hash") != b.get("chat_template_hash"):
+        detail += "; another chat template"
+    count = len(cut) + template
+    return Check("pair identity", not count, count, cut[0] if cut else None, detail)
+
+
+def _in_all(key: tuple[str, str], sides: Sequence[Mapping[tuple[str, str], Any]]) -> bool:
+    return all(key in side for side in sides)
