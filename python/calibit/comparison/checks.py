@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from calibit.comparison.pairing import SAME_META, Paired, RunLike, by_key
@@ -44,10 +44,10 @@ def _stored(run: RunLike, rule: str) -> Scores | None:
 def _pair_identity(a: Mapping[str, Any], b: Mapping[str, Any], paired: Paired) -> Check:
     """What pairing made sure of, and what differs all the same: contexts cut to other lengths, a
     chat template in one run only."""
-    lines = [by_key(side) for side in (paired.lines_a, paired.lines_b)]
-    pairs = [(key, *(side[key] for side in lines)) for key in paired.a.keys if _in_all(key, lines)]
-    hashed = sum("context_hash" in x and "context_hash" in y for _, x, y in pairs)
-    cut = [key[1] for key, x, y in pairs if x.get("truncated") != y.get("truncated")]
+    first, second = by_key(paired.lines_a), by_key(paired.lines_b)
+    both = [key for key in paired.a.keys if key in first and key in second]
+    hashed = sum("context_hash" in first[key] and "context_hash" in second[key] for key in both)
+    cut = [key[1] for key in both if _cut(first[key]) != _cut(second[key])]
     same = [words for key, words in SAME_META.items() if None not in (a.get(key), b.get(key))]
     detail = (
         f"{paired.a.n} items with equal ids, labels and numbers of choices under rule "
@@ -64,5 +64,5 @@ def _pair_identity(a: Mapping[str, Any], b: Mapping[str, Any], paired: Paired) -
     return Check("pair identity", not count, count, cut[0] if cut else None, detail)
 
 
-def _in_all(key: tuple[str, str], sides: Sequence[Mapping[tuple[str, str], Any]]) -> bool:
-    return all(key in side for side in sides)
+def _cut(line: Mapping[str, Any]) -> bool:
+    return bool(line.get("truncated"))

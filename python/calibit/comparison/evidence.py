@@ -94,7 +94,8 @@ def mean_evidence(
     spread = float(np.std(damage, ddof=1)) if len(damage) > 1 else 0.0
     sd = spread * float(np.sqrt(design_effect(damage, resampling.clusters)))
     unit = UNITS.get(metric, "")
-    return Evidence(metric, float(damage.mean()), len(damage), sd, "bca", at, unit)
+    method = "bca" if resampling.clusters is None else "bca_t"
+    return Evidence(metric, float(damage.mean()), len(damage), sd, method, at, unit)
 
 
 def label_evidence(a: Panel, b: Panel) -> dict[str, Evidence]:

@@ -184,6 +184,11 @@ def percentile(draws: np.ndarray, resampling: Resampling) -> Interval:
 def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interval:
     """Bias-corrected and accelerated interval of a mean (Efron 1987).
 
+    Clusters are few, and their sums have heavy tails: BCa alone holds the truth in 91 to 93 % of
+    samples of 40 clusters. With clusters its levels are therefore widened to those of Student's t
+    (the expanded percentiles of Hesterberg, arXiv 1411.5279), and the interval reaches at least as
+    far as Student's t over clusters; docs/validity.md has the coverage.
+
     Args:
         values: float64 [N], the per-item values whose mean is estimated.
         draws: float64 [resamples], resampled means.
@@ -195,7 +200,7 @@ def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interv
         percentile interval.
     """
     mean, spread = float(np.mean(values)), float(np.std(values))
-    clusters = resampling.clusters_of(len(values))
+    clusters = _several(values, resampling)
     if len(values) < 2 or (clusters is not None and clusters.max() == 0):
         what = "items" if clusters is None else "clusters"
         return _bootstrapped("bca", resampling, reason=f"an interval needs at least 2 {what}")
@@ -206,9 +211,25 @@ def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interv
     if not 0.0 < below < 1.0:
         return percentile(draws, resampling)
     z0, a = _NORMAL.inv_cdf(below), acceleration(values, clusters)
-    tail = (1.0 - resampling.level) / 2.0
-    levels = [_bca_level(z0, a, _NORMAL.inv_cdf(share)) for share in (tail, 1.0 - tail)]
-    return _bootstrapped("bca", resampling, np.quantile(draws, levels))
+    z = two_sided_z(resampling.level) if clusters is None else _expanded_z(clusters, resampling)
+    bounds = np.quantile(draws, [_bca_level(z0, a, end) for end in (-z, z)])
+    if clusters is None:
+        return _bootstrapped("bca", resampling, bounds)
+    half = _student_t(clusters, resampling.level) * cluster_error(values, clusters)
+    wider = np.array([min(bounds[0], mean - half), max(bounds[1], mean + half)])
+    return _bootstrapped("bca_t", resampling, wider)
+
+
+def cluster_error(values: np.ndarray, clusters: np.ndarray) -> float:
+    """Standard error of a mean over clusters of items: sqrt(sum over clusters of (sum of d_i -
+    mean)^2 C / (C - 1)) / N.
+
+    Args:
+        values: float64 [N].
+        clusters: int64 [N], number of each item's cluster, at least two.
+    """
+    sums = np.bincount(clusters, values - values.mean())
+    return math.sqrt(float(np.sum(sums**2)) * len(sums) / (len(sums) - 1)) / len(values)
 
 
 def percentile_p(draws: np.ndarray) -> float:
@@ -237,14 +258,22 @@ def bca_p(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> floa
     if not 0.0 < below < 1.0:
         return percentile_p(draws)
     z0 = _NORMAL.inv_cdf(below)
-    a = acceleration(values, resampling.clusters_of(len(values)))
+    clusters = _several(values, resampling)
+    a = acceleration(values, clusters)
     # The level whose quantile is 0: z0 + (z0 + z) / (1 - a (z0 + z)) = w, solved for z.
     share = (0.5 + float(np.sum(draws < 0.0)) + 0.5 * float(np.sum(draws == 0.0))) / (
         1 + len(draws)
     )
     w = _NORMAL.inv_cdf(share) - z0
-    z = w / (1.0 + a * w) - z0
-    return min(1.0, 2.0 * _NORMAL.cdf(-abs(z)))
+    z = abs(w / (1.0 + a * w) - z0)
+    if clusters is None:
+        return min(1.0, 2.0 * _NORMAL.cdf(-z))
+    from scipy.special import stdtr
+
+    count, error = int(clusters.max()) + 1, cluster_error(values, clusters)
+    t = z / math.sqrt(count / (count - 1))
+    t = min(t, abs(mean) / error) if error > 0.0 else t
+    return min(1.0, 2.0 * float(stdtr(count - 1, -t)))
 
 
 def acceleration(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
@@ -281,6 +310,24 @@ def _bootstrapped(
 ) -> Interval:
     lower, upper = (None, None) if bounds is None else (float(bounds[0]), float(bounds[1]))
     return Interval(lower, upper, draw.level, method, draw.resamples, draw.seed, reason)
+
+
+def _several(values: np.ndarray, draw: Resampling) -> np.ndarray | None:
+    """The clusters; None where each holds one item."""
+    clusters = draw.clusters_of(len(values))
+    single = clusters is not None and len(values) > 1 and int(clusters.max()) + 1 == len(values)
+    return None if single else clusters
+
+
+def _student_t(clusters: np.ndarray, level: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(int(clusters.max()), 0.5 + level / 2.0))
+
+
+def _expanded_z(clusters: np.ndarray, draw: Resampling) -> float:
+    count = int(clusters.max()) + 1
+    return math.sqrt(count / (count - 1)) * _student_t(clusters, draw.level)
 
 
 def _bca_level(z0: float, a: float, z: float) -> float:

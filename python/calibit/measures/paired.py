@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from calibit.measures.estimate import Estimate, undefined
-from calibit.measures.intervals import bca, percentile
+from calibit.measures.intervals import bca, cluster_error, percentile
 from calibit.measures.resampling import Resampling, resampled_means, signed_group_sums
 
 _EXACT_LIMIT = 20
@@ -112,9 +112,7 @@ def clustered_standard_error(
     labels = cluster_index(clusters, len(d))
     if not len(d) or labels.max() == 0:
         return None
-    sums = np.bincount(labels, d - d.mean())
-    count = len(sums)
-    return float(math.sqrt(np.sum(sums**2) * count / (count - 1)) / len(d))
+    return cluster_error(d, labels)
 
 
 def cluster_index(clusters: Sequence[object] | np.ndarray, n: int) -> np.ndarray:
