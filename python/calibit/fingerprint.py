@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -27,10 +28,15 @@ def weight_hash(model: nn.Module) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    return hash_of(structure.tensors(model))
+
+
+def hash_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """`weight_hash` of the model that has these tensors, by name, each once."""
     digests: dict[str, bytes] = {}
     waiting: deque[tuple[str, Future[bytes]]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
-        for name, tensor in structure.tensors(model):
+        for name, tensor in tensors:
             if len(waiting) > _THREADS:
                 done, digest = waiting.popleft()
                 digests[done] = digest.result()

@@ -128,7 +128,7 @@ def read_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     place = locate(source)
-    with _reading(source):
+    with reading(source):
         return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
 
 
@@ -142,7 +142,7 @@ def read_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
             f"[model] expected tokenizer files in {str(source)!r}, got none: copy "
             f"{_TOKENIZER_FILES[0]} and {_TOKENIZER_FILES[1]} from the model it was made from"
         )
-    with _reading(source):
+    with reading(source):
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
 
 
@@ -161,15 +161,15 @@ def read_model(source: str | Path, *, dtype: str = "auto", trust_remote_code: bo
     from transformers import AutoModelForCausalLM
 
     place = locate(source)
-    with _reading(source):
+    with reading(source):
         return AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, trust_remote_code=trust_remote_code
         )
 
 
 @contextmanager
-def _reading(source: str | Path) -> Iterator[None]:
-    """Name the source, and a damaged file, in what is said about it."""
+def reading(source: str | Path) -> Iterator[None]:
+    """Name the source, and a damaged file, in what is said about a failure inside the block."""
     from safetensors import SafetensorError
 
     try:

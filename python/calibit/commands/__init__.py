@@ -19,7 +19,7 @@ from calibit.commands.options import (
     Code,
     option,
 )
-from calibit.commands.output import command_line, finish, prepare, progress_to
+from calibit.commands.output import announce, command_line, finish, prepare, progress_to
 
 
 def audit(
@@ -193,6 +193,7 @@ def quantize(
             calibration_tokens=calib_tokens,
             skip=given.words(skip),
             progress=lambda done, total, _: bar.advance(done, total),
+            estimated=None if quiet else announce,
             trust_remote_code=trust_remote_code,
         )
     finally:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from calibit.quantization.estimate import Estimate
+
 NOWHERE = "Nothing was written: give -o DIR to keep it."
 
 
@@ -56,6 +58,13 @@ def console() -> Console:
 def progress_to(quiet: bool) -> TextIO | None:
     """Where progress is shown."""
     return None if quiet else sys.stderr
+
+
+def announce(estimate: Estimate) -> None:
+    """Say on standard error what a job will take, and what speaks against it."""
+    print(f"will take {estimate} (estimated)", file=sys.stderr, flush=True)
+    if estimate.note is not None:
+        print(f"warning: {estimate.note}", file=sys.stderr, flush=True)
 
 
 def command_line() -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from torch import nn
 
 from calibit import schemes, structure
-from calibit.io import shards
+from calibit.io import filling, shards
 from calibit.modules import QuantizedLinear
 from calibit.weight import QuantizedWeight
 
@@ -115,7 +114,7 @@ def save(
     shards.check_new(path, "save")
     with shards.new_folder(path) as folder:
         shards.write(folder, structure.tensors(model), max_bytes=max_shard_bytes)
-        _write_config(model, folder, section)
+        filling.write_config(model, folder, section)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return path
@@ -145,49 +144,47 @@ def load(
         ValueError: the folder is no calibit checkpoint, or a tensor is missing, unexpected, of
             another shape or dtype, or unreadable; the message names the file and the tensor.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import AutoConfig
 
     path = Path(path)
     section = _read_section(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    model = _skeleton(config, trust_remote_code)
+    model = filling.skeleton(config, trust_remote_code)
     with shards.Reader(path) as files:
         _fill_quantized_(model, section["modules"], files)
-        _fill_float_(model, section["tied"], files)
+        filling.fill_float_(model, section["tied"], files)
         files.check_all_read()
-    if (path / "generation_config.json").is_file() and hasattr(model, "generation_config"):
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    filling.read_generation_config_(model, path)
     if dtype is not None:
         structure.cast_(model, dtype)
     return model.to(device).eval() if device is not None else model.eval()
 
 
-def _write_config(model: Any, folder: Path, section: dict[str, Any]) -> None:
-    """config.json and generation_config.json; the model's own configuration stays as it is."""
-    config = deepcopy(model.config)
-    config.quantization_config = section
-    config.architectures = [type(model).__name__]
-    config.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    config.save_pretrained(folder)
-    generation = getattr(model, "generation_config", None)
-    if generation is not None:
-        # Not save_pretrained: it refuses settings that do not matter here, such as greedy decoding
-        # with a temperature.
-        generation.to_json_file(folder / "generation_config.json")
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: no JSON object.
+    """
+    path = file.parent
+    if not path.is_dir():
+        raise FileNotFoundError(f"[load] expected a folder, got {str(path)!r} which does not exist")
+    if not file.is_file():
+        raise FileNotFoundError(f"[load] expected {file.name} in {str(path)!r}, got none")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"[load] expected JSON in {str(file)!r}, got {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"[load] expected a JSON object in {str(file)!r}, got {content!r:.80}")
+    return content
 
 
 def _read_section(path: Path) -> dict[str, Any]:
     """The checked `quantization_config` of a folder."""
     file = path / "config.json"
-    if not path.is_dir():
-        raise FileNotFoundError(f"[load] expected a folder, got {str(path)!r} which does not exist")
-    if not file.is_file():
-        raise FileNotFoundError(f"[load] expected config.json in {str(path)!r}, got none")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"[load] expected JSON in {str(file)!r}, got {error}") from error
-    section = config.get("quantization_config") if isinstance(config, dict) else None
+    section = read_json(file).get("quantization_config")
     method = section.get("quant_method") if isinstance(section, dict) else None
     if not isinstance(section, dict) or method != METHOD:
         raise ValueError(
@@ -208,27 +205,6 @@ def _read_section(path: Path) -> dict[str, Any]:
     return section
 
 
-def _skeleton(config: Any, trust_remote_code: bool) -> Any:
-    """The model of a configuration: parameters on the meta device, computed buffers real.
-
-    A model built wholly on the meta device would lose its rotary frequencies and other buffers
-    that no file holds; so only parameters are moved there, each as soon as its module registers it.
-    """
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-    from transformers import AutoModelForCausalLM
-
-    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
-        if parameter is None or parameter.is_meta:
-            return None  # leave it
-        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-
-    handle = register_module_parameter_registration_hook(to_meta)
-    try:
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    finally:
-        handle.remove()
-
-
 def _fill_quantized_(model: nn.Module, modules: Mapping[str, str], files: shards.Reader) -> None:
     """Put a QuantizedLinear with its stored tensors in the place of each quantized layer."""
     layers = structure.linear_layers(model)
@@ -238,13 +214,8 @@ def _fill_quantized_(model: nn.Module, modules: Mapping[str, str], files: shards
             raise ValueError(f"[load] expected a linear layer {name!r} in the model, got none")
         stored = {key: files.read(f"{name}.{key}") for key in files.below(name)}
         file = files.file_of(f"{name}.codes")
-        bias, expected = stored.pop("bias", None), layer.bias(model)
-        if bias is None and expected is not None:
-            raise ValueError(f"[load] expected tensor '{name}.bias' in {file}, got none")
-        if bias is not None:
-            if expected is None:
-                raise ValueError(f"[load] expected {name!r} without bias, got one in {file}")
-            _check_like(f"{name}.bias", bias, expected, files)
+        bias = stored.pop("bias", None)
+        filling.check_bias(name, bias, layer.bias(model), files, file)
         try:
             scheme = schemes.parse(text)
             quantized = QuantizedWeight.from_tensors(stored, scheme=scheme, shape=layer.shape)
@@ -252,59 +223,6 @@ def _fill_quantized_(model: nn.Module, modules: Mapping[str, str], files: shards
             raise ValueError(
                 f"[load] cannot read {name!r} as {text} from {file}: {error}"
             ) from error
-        _check_finite(name, stored, file)
+        filling.check_finite(name, stored, file)
         dtype = model.get_submodule(name).get_parameter("weight").dtype
         structure.replace_(model, layer.names, QuantizedLinear.from_weight(quantized, bias, dtype))
-
-
-def _fill_float_(model: nn.Module, tied: Mapping[str, str], files: shards.Reader) -> None:
-    """Fill every other parameter and saved buffer, and tie what was tied."""
-    for prefix, module in list(model.named_modules()):
-        if isinstance(module, QuantizedLinear):
-            continue
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            name = f"{prefix}.{key}" if prefix else key
-            if name not in tied:
-                value = _read_like(name, parameter, files)
-                setattr(module, key, nn.Parameter(value, requires_grad=parameter.requires_grad))
-        for key, buffer in list(module.named_buffers(recurse=False)):
-            if key not in module._non_persistent_buffers_set:
-                setattr(
-                    module, key, _read_like(f"{prefix}.{key}" if prefix else key, buffer, files)
-                )
-    for name, source in tied.items():
-        owner, _, key = name.rpartition(".")
-        try:
-            setattr(model.get_submodule(owner), key, model.get_parameter(source))
-        except AttributeError as error:
-            raise ValueError(
-                f"[load] expected parameters {name!r} and {source!r} to tie, got: {error}"
-            ) from error
-
-
-def _read_like(name: str, expected: torch.Tensor, files: shards.Reader) -> torch.Tensor:
-    """A stored tensor of the shape and kind of the model's."""
-    value = files.read(name)
-    _check_like(name, value, expected, files)
-    return value
-
-
-def _check_like(
-    name: str, value: torch.Tensor, expected: torch.Tensor, files: shards.Reader
-) -> None:
-    """Refuse a stored tensor of another shape or kind than the model's."""
-    same_kind = value.is_floating_point() == expected.is_floating_point()
-    if value.shape != expected.shape or not same_kind:
-        raise ValueError(
-            f"[load] expected {name!r} as {expected.dtype} {list(expected.shape)}, got "
-            f"{value.dtype} {list(value.shape)} in {files.file_of(name)}"
-        )
-
-
-def _check_finite(name: str, stored: Mapping[str, torch.Tensor], file: str) -> None:
-    """Refuse NaN and Inf in scales, zero points and codebooks."""
-    for key, tensor in stored.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"[load] expected finite values, got NaN or Inf in '{name}.{key}' in {file}"
-            )

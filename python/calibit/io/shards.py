@@ -19,6 +19,23 @@ import torch
 MAX_BYTES = 2_000_000_000
 """Files are closed before they grow beyond this; it bounds the memory that writing takes."""
 
+_MAPPED = 500_000_000
+"""Bytes that a reader may have read of open files."""
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Names of dtypes in a safetensors header."""
+
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -85,6 +102,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, Any] = {}
+        self._mapped = 0  # bytes read since the files were opened
         self._where: dict[str, str] = {}
         self._unread: set[str] = set()
 
@@ -101,6 +119,12 @@ class Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Close the files; they are opened again when needed. What was read of a file stays in the
+        process's memory as long as it is open."""
+        self._mapped = 0
         for handle in self._open.values():
             handle.__exit__(None, None, None)
         self._open.clear()
@@ -108,6 +132,15 @@ class Reader:
     def file_of(self, name: str) -> str:
         """File of a tensor, for messages."""
         return self._where.get(name, str(self._folder))
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self._where)
+
+    def kind(self, name: str) -> tuple[tuple[int, ...], torch.dtype | None]:
+        """Shape and dtype of a tensor, from its file's header; None for a dtype of other tools."""
+        part = self._opened(self._where[name]).get_slice(name)
+        return tuple(part.get_shape()), _DTYPES.get(part.get_dtype())
 
     def below(self, module: str) -> list[str]:
         """Names of the tensors directly below a module, without its prefix."""
@@ -134,7 +167,11 @@ class Reader:
         except SafetensorError as error:
             raise ValueError(f"[load] expected {name!r} readable in {file}, got {error}") from error
         self._unread.discard(name)
-        return value.clone()  # the file's own memory must not be needed any longer
+        value = value.clone()  # the file's own memory must not be needed any longer
+        self._mapped += value.nbytes
+        if self._mapped > _MAPPED:
+            self._close()
+        return value
 
     def check_all_read(self) -> None:
         """Refuse tensors that nothing asked for."""

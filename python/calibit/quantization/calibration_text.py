@@ -6,6 +6,7 @@ measuring (`calibit.tasks.texts.pydoc_text`).
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,19 @@ class Calibration:
         """Number of tokens in all sequences."""
         return sum(sequence.numel() for sequence in self.sequences)
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the token ids and of where each sequence ends."""
+        digest = hashlib.sha256()
+        for sequence in self.sequences:
+            digest.update(f"{sequence.numel()} ".encode() + sequence.numpy().tobytes())
+        return digest.hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """What a record says about the calibration."""
         return {
             "source": self.source,
+            "sha256": self.sha256,
             "sequences": len(self.sequences),
             "tokens": self.tokens,
             "notes": list(self.notes),

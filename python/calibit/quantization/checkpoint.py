@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from calibit import loading, registry
 from calibit.io import native, shards
-from calibit.quantization import calibration_text, plans
-from calibit.quantization.model import Progress, quantize_model
+from calibit.quantization import calibration_text, plans, residency
+from calibit.quantization.estimate import Estimate
+from calibit.quantization.model import Progress, quantize_weights
 from calibit.quantization.report import Report
 from calibit.schemes import Scheme
 from calibit.tasks import texts
@@ -24,9 +26,15 @@ def quantize_checkpoint(
     calibration_tokens: int | None = None,
     skip: str | Sequence[str] = (),
     progress: Progress | None = None,
+    estimated: Callable[[Estimate], None] | None = None,
     trust_remote_code: bool = False,
 ) -> Report:
-    """Load a float model, quantize it and write a calibit checkpoint to a new folder.
+    """Quantize a float model and write a calibit checkpoint to a new folder.
+
+    Where the model's files hold its tensors one to one, only one decoder block at a time is in
+    memory in floating point. A GPTQ run keeps its finished blocks in `unfinished(out)` until the
+    checkpoint is written: the same call after an interruption goes on with the next block, and the
+    result is the same.
 
     Args:
         model_path: a Hugging Face folder, or the name of a model on the hub.
@@ -36,6 +44,7 @@ def quantize_checkpoint(
         calibration_tokens: as in `quantize_model`.
         skip: pattern, or patterns, of layers to keep in floating point.
         progress: called after each layer.
+        estimated: called with the memory and time that the job will take, before it begins.
         trust_remote_code: let the model bring code of its own.
 
     Returns:
@@ -45,6 +54,8 @@ def quantize_checkpoint(
         FileExistsError: `out` exists.
         FileNotFoundError: the model folder does not exist.
         ValueError: as `quantize_model`, and for a scheme that quantizes nothing.
+        RuntimeError: another process writes the same output, or `unfinished(out)` holds blocks of
+            another job.
     """
     out = Path(out)
     shards.check_new(out, "quantize")
@@ -66,12 +77,29 @@ def quantize_checkpoint(
             tokenizer = loading.read_tokenizer(model_path)  # says what is missing
         config = loading.read_config(model_path, trust_remote_code=trust_remote_code)
         source = calibration_text.for_model(source, tokenizer, config, tokens=calibration_tokens)
-    model = loading.read_model(model_path, trust_remote_code=trust_remote_code)
-    report = quantize_model(
-        model, plan, calibration=source, tokenizer=tokenizer, skip=skip, progress=progress
-    )
-    native.save(model, out, tokenizer=tokenizer)
+    work = unfinished(out) if any(one.is_solved for one in plan.schemes) else None
+    with residency.opened(place, trust_remote_code=trust_remote_code) as weights:
+        report = quantize_weights(
+            weights,
+            plan,
+            calibration=source,
+            tokenizer=tokenizer,
+            skip=skip,
+            progress=progress,
+            work=work,
+            estimated=estimated,
+        )
+        weights.detach_()
+        native.save(weights.model, out, tokenizer=tokenizer)
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
     if tokenizer is not None:
         return report
     note = f"{str(model_path)!r} holds no tokenizer, so none was written"
     return replace(report, notes=(*report.notes, note))
+
+
+def unfinished(out: str | Path) -> Path:
+    """Where a run that writes `out` keeps its finished blocks."""
+    out = Path(out)
+    return out.parent / f".{out.name}.unfinished"

@@ -19,11 +19,13 @@ from torch import nn
 
 from calibit import solver, structure
 from calibit.quantization.calibration_text import Calibration
+from calibit.quantization.finished import FinishedBlocks
 from calibit.quantization.hessian import Hessian, HessianCapture, same_memory, watch_input
 from calibit.quantization.layerwise import Curvature, quantize_layer_
 from calibit.quantization.memory import Memory, Remembering, StandIn
 from calibit.quantization.replay import Call, NotReplayable, Replay, record
 from calibit.quantization.report import ModuleReport
+from calibit.quantization.residency import Weights
 from calibit.schemes import Scheme
 
 Job = tuple[structure.LinearLayer, Scheme]
@@ -32,15 +34,16 @@ Job = tuple[structure.LinearLayer, Scheme]
 _HESSIAN_BYTES = 2 * 1024**3
 """Memory for Hessians collected at the same time in whole-model passes."""
 
-_MEMORY_BYTES = 2 * 1024**3
+MEMORY_BYTES = 2 * 1024**3
 """Memory for the outputs of finished layers of a block; what does not fit is computed again."""
 
 
 def solve_model_(
-    model: nn.Module,
+    weights: Weights,
     jobs: Sequence[Job],
     calibration: Calibration,
     done: Callable[[ModuleReport], None],
+    finished: FinishedBlocks,
 ) -> tuple[str, ...]:
     """Quantize layers with GPTQ, in place.
 
@@ -49,10 +52,11 @@ def solve_model_(
     calibrated on such passes.
 
     Args:
-        model: the model, in evaluation mode, its other layers already quantized.
+        weights: the model, in evaluation mode, its other layers already quantized.
         jobs: the layers and their schemes.
         calibration: the token sequences.
         done: called with the row of each layer as soon as the layer is replaced.
+        finished: blocks that an earlier run has solved; takes those of this one.
 
     Returns:
         Notes for the report.
@@ -60,7 +64,8 @@ def solve_model_(
     Raises:
         ValueError: activations are NaN or Inf, or a token id is outside the vocabulary.
     """
-    device = next(model.parameters()).device
+    model = weights.model
+    device = next(p.device for p in model.parameters() if not p.is_meta)
     samples = [sequence[None].to(device) for sequence in calibration.sequences]
     _check_ids(model, samples)
     pending = {layer.name: (layer, scheme) for layer, scheme in jobs}
@@ -71,23 +76,51 @@ def solve_model_(
         notes += (f"calibrated on passes of the whole model, not block by block: {reason}",)
     else:
         inside = {name: job for name, job in pending.items() if name.startswith(f"{replay.name}.")}
-        for row in _solve_blocks_(model, inside, replay):
+        for row in _solve_blocks_(weights, inside, replay, finished):
             done(row)
         pending = {name: job for name, job in pending.items() if name not in inside}
+    if pending:
+        weights.load_all_()
     for row in _solve_whole_(model, pending, samples):
         done(row)
     return notes
 
 
 def _solve_blocks_(
-    model: nn.Module, jobs: dict[str, Job], replay: Replay
+    weights: Weights, jobs: dict[str, Job], replay: Replay, finished: FinishedBlocks
 ) -> Iterator[ModuleReport]:
     """Solve the layers of one block after the other."""
+    model = weights.model
     hidden: Sequence[torch.Tensor] = replay.hidden
     for index, block in enumerate(replay.blocks):
-        prefix = f"{replay.name}.{index}."
-        inside = {name: job for name, job in jobs.items() if name.startswith(prefix)}
-        hidden = yield from _solve_block_(model, inside, block, replay.calls[index], hidden)
+        name = f"{replay.name}.{index}"
+        inside = {key: job for key, job in jobs.items() if key.startswith(f"{name}.")}
+        calls = replay.calls[index]
+        with weights.loaded(name):
+            rows = finished.restore_(model, name, [layer for layer, _ in inside.values()])
+            if rows is None:
+                rows = []
+                solving = _solve_block_(model, inside, block, calls, hidden)
+                hidden = yield from _noting(solving, rows)
+                finished.add(model, name, rows)
+                continue
+            yield from rows
+            with torch.no_grad():
+                hidden = [call.run(block, each) for call, each in zip(calls, hidden, strict=True)]
+
+
+def _noting(
+    solving: Generator[ModuleReport, None, Sequence[torch.Tensor]], rows: list[ModuleReport]
+) -> Generator[ModuleReport, None, Sequence[torch.Tensor]]:
+    """The same, each row also appended to a list."""
+    while True:
+        try:
+            row = next(solving)
+        except StopIteration as end:
+            hidden: Sequence[torch.Tensor] = end.value
+            return hidden
+        rows.append(row)
+        yield row
 
 
 def _solve_block_(
@@ -100,7 +133,7 @@ def _solve_block_(
     """Solve the layers of one block, in the order they run; returns the block's outputs."""
     order = _order(model, list(jobs), partial(calls[0].run, block, hidden[0]))
     # A layer that the first sample does not reach may come before others in another sample.
-    memory = Memory(0 if order.unreached else _MEMORY_BYTES)
+    memory = Memory(0 if order.unreached else MEMORY_BYTES)
     inputs = zip(calls, hidden, strict=True)
     passes = [partial(_pass, memory, sample, *each, block) for sample, each in enumerate(inputs)]
     finished: list[structure.LinearLayer] = []

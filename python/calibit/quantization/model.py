@@ -7,7 +7,7 @@ plus one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,13 +17,16 @@ import torch
 from torch import nn
 
 from calibit import schemes, structure, weight
-from calibit.fingerprint import weight_hash
+from calibit.fingerprint import hash_of
 from calibit.footprint import release_freed_memory
 from calibit.io import native
 from calibit.modules import QuantizedLinear
-from calibit.quantization import calibration_text, gptq, plans
+from calibit.quantization import calibration_text, finished, gptq, plans
+from calibit.quantization.estimate import Estimate, estimate
+from calibit.quantization.finished import FinishedBlocks
 from calibit.quantization.layerwise import quantize_layer_
 from calibit.quantization.report import KeptWeight, ModuleReport, Report
+from calibit.quantization.residency import Weights
 from calibit.schemes import Scheme
 from calibit.tasks import texts
 
@@ -82,17 +85,59 @@ def quantize_model(
             unchanged.
         TypeError: GPTQ without calibration text or tokenizer. The model is unchanged.
     """
+    return quantize_weights(
+        Weights(model),
+        plans.load(scheme),
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
+        tokenizer=tokenizer,
+        skip=skip,
+        progress=progress,
+    )
+
+
+def quantize_weights(
+    weights: Weights,
+    plan: plans.Plan,
+    *,
+    calibration: calibration_text.Source | None = None,
+    calibration_tokens: int | None = None,
+    tokenizer: Any | None = None,
+    skip: str | Sequence[str] = (),
+    progress: Progress | None = None,
+    work: str | Path | None = None,
+    estimated: Callable[[Estimate], None] | None = None,
+) -> Report:
+    """`quantize_model` for a model whose float weights may still lie in files.
+
+    Args:
+        weights: the model, and where its weights are.
+        plan, calibration, calibration_tokens, tokenizer, skip, progress: as there.
+        work: folder that keeps the finished blocks of a GPTQ run; one that holds blocks of the same
+            job is continued. The caller removes it.
+        estimated: called with what the job will take before it begins.
+
+    Raises:
+        ValueError, TypeError: as there.
+        RuntimeError: another process is writing `work`, or it holds another job.
+    """
     started = perf_counter()
-    plan = plans.load(scheme)
-    _check_weights(model)
-    source_hash = weight_hash(model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model = weights.model
+    source_hash, parameters = _check_weights(weights)
     survey_ = survey(model, plan, skip=skip)
     _rehearse(survey_.jobs)
     data = _calibration(survey_.jobs, calibration, calibration_tokens, tokenizer, model)
     if len(plan.schemes) == 1 and plan.schemes[0].is_float:
         structure.cast_(model, getattr(torch, schemes.FLOATS[plan.schemes[0].format]))
-    rows, notes = _run_(model, survey_.jobs, data, progress)
+    job = {
+        "source": source_hash,
+        "schemes": {layer.name: str(scheme) for layer, scheme in survey_.jobs},
+        "calibration": None if data is None else data.sha256,
+    }
+    if estimated is not None:
+        estimated(estimate(weights, survey_.jobs, data))
+    with finished.opened(work, job) as blocks:
+        rows, notes = _run_(weights, survey_.jobs, data, blocks, progress)
     if survey_.jobs:
         _untie_(model, survey_.jobs)
         native.record_(model, plan.text, source_hash)
@@ -152,9 +197,10 @@ def model_nbytes(model: nn.Module) -> int:
 
 
 def _run_(
-    model: nn.Module,
+    weights: Weights,
     jobs: Sequence[gptq.Job],
     data: calibration_text.Calibration | None,
+    blocks: FinishedBlocks,
     progress: Progress | None,
 ) -> tuple[tuple[ModuleReport, ...], tuple[str, ...]]:
     """Quantize the layers: nearest rounding first, then GPTQ, which sees the others' errors."""
@@ -166,16 +212,18 @@ def _run_(
         if progress is not None:
             progress(len(rows), len(jobs), row.name)
 
+    model = weights.model
     training = model.training
     model.eval()
     notes: tuple[str, ...] = ()
     try:
         for layer, scheme in jobs:
             if not scheme.is_solved:
-                done(quantize_layer_(model, layer, scheme))
+                with weights.loaded(layer.name):
+                    done(quantize_layer_(model, layer, scheme))
         solved = [job for job in jobs if job[1].is_solved]
         if solved and data is not None:
-            notes = data.notes + gptq.solve_model_(model, solved, data, done)
+            notes = data.notes + gptq.solve_model_(weights, solved, data, done, blocks)
     except (ValueError, RuntimeError) as error:
         if not rows:
             raise
@@ -189,9 +237,13 @@ def _run_(
     return tuple(rows[layer.name] for layer, _ in jobs), notes
 
 
-def _check_weights(model: nn.Module) -> None:
-    """Refuse a single layer, and a model that is quantized already, is not in memory, or holds NaN
-    or Inf."""
+def _check_weights(weights: Weights) -> tuple[str, int]:
+    """Hash of the float weights and number of parameters.
+
+    Refuses a single layer, and a model that is quantized already, is not in memory, or holds NaN or
+    Inf.
+    """
+    model = weights.model
     if "" in structure.linear_layers(model):
         raise ValueError(
             f"[quantize_model] expected a model with linear layers inside, got a "
@@ -203,20 +255,30 @@ def _check_weights(model: nn.Module) -> None:
             f"[quantize_model] expected a floating-point model, got one with {quantized} quantized "
             "layers: load the original"
         )
-    for name, parameter in model.named_parameters():
+    parameters = dict(model.named_parameters())
+    digest = hash_of(_finite(weights.tensors(), parameters.keys()))
+    return digest, sum(parameter.numel() for parameter in parameters.values())
+
+
+def _finite(
+    tensors: Iterable[tuple[str, torch.Tensor]], parameters: Collection[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, each checked as it passes."""
+    for name, tensor in tensors:
         owner, _, kind = name.rpartition(".")
-        if parameter.is_meta:
+        if tensor.is_meta:
             raise ValueError(
                 f"[quantize_model] expected weights in memory, got {name} on the meta device: load "
                 "the model without offloading (no device_map that leaves layers on disk)"
             )
-        if parameter.is_floating_point() and parameter.numel():
-            low, high = torch.aminmax(parameter.detach())  # either is NaN when any entry is
+        if name in parameters and tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor)  # either is NaN when any entry is
             if not bool(torch.isfinite(low) & torch.isfinite(high)):
                 raise ValueError(
                     f"[quantize_model] expected finite weights, got NaN or Inf in the {kind} of "
                     f"{owner or 'the model'}: the model is unchanged"
                 )
+        yield name, tensor
 
 
 def _rehearse(jobs: Sequence[gptq.Job]) -> None:

@@ -1,0 +1,155 @@
+"""Blocks that a GPTQ run has finished, kept in a folder so that a run that was cut off goes on.
+
+    job.json                 what is being made: hash of the float weights, schemes, calibration
+    block-<name>.safetensors canonical tensors of the block's quantized layers; its metadata holds
+                             the layers' rows of the report
+
+Each file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibit import schemes, structure
+from calibit.modules import QuantizedLinear
+from calibit.quantization.report import ModuleReport
+from calibit.weight import QuantizedWeight
+
+_JOB = "job.json"
+_LOCK = ".lock"
+_ROWS = "rows"
+
+
+class FinishedBlocks:
+    """Keeps nothing."""
+
+    def restore_(
+        self, model: nn.Module, block: str, layers: Sequence[structure.LinearLayer]
+    ) -> list[ModuleReport] | None:
+        """Put the stored layers of a block in place; None where the block is not finished."""
+        return None
+
+    def add(self, model: nn.Module, block: str, rows: Sequence[ModuleReport]) -> None:
+        """Keep a finished block."""
+
+
+class StoredBlocks(FinishedBlocks):
+    """Keeps blocks in a folder; use `opened`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def restore_(
+        self, model: nn.Module, block: str, layers: Sequence[structure.LinearLayer]
+    ) -> list[ModuleReport] | None:
+        from safetensors import safe_open
+
+        file = self._file(block)
+        if not file.is_file():
+            return None
+        with safe_open(file, framework="pt") as stored:
+            rows = [_row(line) for line in json.loads(stored.metadata()[_ROWS])]
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+        known = {row.name: row for row in rows}
+        for layer in layers:
+            own = {
+                name.removeprefix(f"{layer.name}."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(f"{layer.name}.")
+            }
+            own.pop("bias", None)
+            scheme = schemes.parse(known[layer.name].scheme)
+            old = model.get_submodule(layer.name)
+            dtype = old.get_parameter("weight").dtype
+            quantized = QuantizedWeight.from_tensors(own, scheme=scheme, shape=layer.shape)
+            new = QuantizedLinear.from_weight(quantized, layer.bias(model), dtype)
+            structure.replace_(model, layer.names, new.train(old.training))
+        return rows
+
+    def add(self, model: nn.Module, block: str, rows: Sequence[ModuleReport]) -> None:
+        from safetensors.torch import save_file
+
+        tensors: dict[str, torch.Tensor] = {}
+        for row in rows:
+            own = structure.tensors(model.get_submodule(row.name))
+            tensors |= {f"{row.name}.{key}": value.cpu().clone() for key, value in own}
+        lines = json.dumps([asdict(row) for row in rows])
+        file = self._file(block)
+        draft = file.with_suffix(".draft")
+        save_file(tensors, draft, metadata={_ROWS: lines})
+        with draft.open("rb") as stream:
+            os.fsync(stream.fileno())
+        draft.replace(file)
+
+    def _file(self, block: str) -> Path:
+        return self._folder / f"block-{block}.safetensors"
+
+
+@contextmanager
+def opened(folder: str | Path | None, job: Mapping[str, Any]) -> Iterator[FinishedBlocks]:
+    """The finished blocks of a job.
+
+    A job that fails before its first block is finished leaves no folder.
+
+    Args:
+        folder: where they are; made if missing. None keeps nothing.
+        job: what is being made, JSON types.
+
+    Raises:
+        RuntimeError: another process is writing the folder, or it holds blocks of another job.
+    """
+    if folder is None:
+        yield FinishedBlocks()
+        return
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        file = path / _JOB
+        if not file.is_file():
+            file.write_text(json.dumps(job, indent=2), encoding="utf-8")
+        elif json.loads(file.read_text(encoding="utf-8")) != job:
+            raise RuntimeError(
+                f"[quantize] expected unfinished work of the same job in {str(path)!r}, got that "
+                "of another model, scheme or calibration: remove the folder, or give another output"
+            )
+        try:
+            yield StoredBlocks(path)
+        except BaseException:
+            if not any(path.glob("block-*.safetensors")):
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock file; where the platform has no such locks, nothing is held."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / _LOCK).open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"[quantize] expected to be alone in {str(folder)!r}, got another process that "
+                "writes it: wait for it to end"
+            ) from error
+        yield
+
+
+def _row(line: Mapping[str, Any]) -> ModuleReport:
+    values = {**line, "shape": tuple(line["shape"]), "notes": tuple(line["notes"])}
+    return ModuleReport(**values)

@@ -1,0 +1,246 @@
+"""Quantizing from files: one float block in memory at a time, and going on after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_models
+from calibit import structure
+from calibit.io import native, shards
+from calibit.quantization import (
+    calibration_text,
+    finished,
+    plans,
+    quantize_checkpoint,
+    quantize_model,
+    residency,
+)
+from calibit.quantization.checkpoint import unfinished
+from calibit.quantization.estimate import Estimate, estimate
+from calibit.quantization.model import quantize_weights, survey
+
+SCHEMES = ("nf4-dq", "gptq-int4-g16-actorder")
+
+
+class Stopped(Exception):
+    """A progress callback ends the run with it."""
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Calibration, `[8, 24]`."""
+    return tiny_models.tokens(8, 24)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+
+
+def source_of(name: str, folder: Path, **options: object) -> Path:
+    tiny_models.build(name).save_pretrained(folder / name, **options)
+    return folder / name
+
+
+def stop_after(layers: int):
+    def progress(done: int, total: int, name: str) -> None:
+        if done == layers:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", tiny_models.CONFIGURATIONS)
+def test_same_files_as_from_memory(name: str, scheme: str, tmp_path: Path, ids) -> None:
+    source = source_of(name, tmp_path)
+    plan = {"lm_head": "keep", "*": scheme} if name == "llama" else scheme
+    report = quantize_checkpoint(source, plan, tmp_path / "stored", calibration=ids)
+    model = type(tiny_models.build(name)).from_pretrained(source)
+    quantize_model(model, plan, calibration=ids)
+    native.save(model, tmp_path / "memory")
+    assert content(tmp_path / "stored") == content(tmp_path / "memory")
+    assert report.source_hash and not unfinished(tmp_path / "stored").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_no_more_than_one_block_is_loaded(name: str, tmp_path: Path, ids) -> None:
+    """At every layer's end the float weights of linear layers in memory are of one block."""
+    source = source_of(name, tmp_path, max_shard_size="40KB")
+    assert len(list(source.glob("*.safetensors"))) > 1
+    with residency.opened(str(source)) as weights:
+        assert isinstance(weights, residency.StoredWeights)
+        model = weights.model
+        blocks = structure.blocks(model)[1]
+
+        def check(*_: object) -> None:
+            full = [
+                any(p.dim() == 2 and not p.is_meta for p in block.parameters()) for block in blocks
+            ]
+            seen.append(sum(full))
+
+        seen: list[int] = []
+
+        quantize_weights(weights, plans.load("gptq-int4-g16"), calibration=ids, progress=check)
+        assert max(seen) == 1 and len(seen) >= 2 * 4
+        weights.detach_()
+        assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_files_that_are_not_the_models_are_read_by_transformers(tmp_path: Path) -> None:
+    """A tensor more, or another dtype, than the model has."""
+    from safetensors.torch import load_file, save_file
+
+    source = source_of("llama", tmp_path)
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "spare": torch.zeros(2)}, file, metadata={"format": "pt"})
+    with residency.opened(str(source)) as weights:
+        assert not isinstance(weights, residency.StoredWeights)
+        assert not any(parameter.is_meta for parameter in weights.model.parameters())
+    first = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, first: tensors[first].half()}, file, metadata={"format": "pt"})
+    with residency.opened(str(source)) as weights:
+        assert not isinstance(weights, residency.StoredWeights)
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, ids, monkeypatch) -> None:
+    source, scheme = source_of("llama", tmp_path), "gptq-int4-g16"
+    whole = quantize_checkpoint(source, scheme, tmp_path / "whole", calibration=ids)
+    out = tmp_path / "out"
+    per_block = len(whole.modules) // tiny_models.BLOCKS
+    with pytest.raises(Stopped):
+        quantize_checkpoint(
+            source, scheme, out, calibration=ids, progress=stop_after(per_block + 2)
+        )
+    assert not out.exists() and len(list(unfinished(out).glob("block-*"))) == 1
+    solved = []
+    from calibit.quantization import gptq
+
+    original = gptq.quantize_layer_
+    monkeypatch.setattr(
+        gptq, "quantize_layer_", lambda *a: solved.append(a[1].name) or original(*a)
+    )
+    seen = []
+    report = quantize_checkpoint(
+        source, scheme, out, calibration=ids, progress=lambda *a: seen.append(a)
+    )
+    assert solved and all(name.startswith("model.layers.1.") for name in solved)
+    assert len(seen) == len(whole.modules)
+    assert content(out) == content(tmp_path / "whole")
+    assert [row.name for row in report.modules] == [row.name for row in whole.modules]
+    assert [row.loss for row in report.modules] == [row.loss for row in whole.modules]
+    assert not unfinished(out).exists()
+
+
+def test_work_of_another_job_is_not_taken(tmp_path: Path, ids) -> None:
+    source, out = source_of("llama", tmp_path), tmp_path / "out"
+    with pytest.raises(Stopped):
+        quantize_checkpoint(source, "gptq-int4-g16", out, calibration=ids, progress=stop_after(8))
+    for scheme, text in (("gptq-int3-g16", ids), ("gptq-int4-g16", ids.flip(0))):
+        with pytest.raises(RuntimeError, match=r"another model, scheme or calibration: remove"):
+            quantize_checkpoint(source, scheme, out, calibration=text)
+    assert len(list(unfinished(out).glob("block-*"))) == 1  # and nothing of it was lost
+
+
+def test_a_job_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:
+    source = source_of("llama", tmp_path)
+    with pytest.raises(ValueError, match="token ids below"):
+        quantize_checkpoint(
+            source, "gptq-int4", tmp_path / "out", calibration=torch.full((1, 8), 10_000)
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+
+
+def test_two_processes_do_not_share_work(tmp_path: Path) -> None:
+    with (
+        finished.opened(tmp_path / "work", {}),
+        pytest.raises(RuntimeError, match="another process"),
+        finished.opened(tmp_path / "work", {}),
+    ):
+        pass
+
+
+SCRIPT = """
+    import os, signal, sys
+    import torch
+    from calibit.quantization import quantize_checkpoint
+    sys.path.insert(0, {tests!r})
+    import tiny_models
+    def progress(done, total, name):
+        if done == {stop}:
+            os.kill(os.getpid(), signal.SIGKILL)
+    quantize_checkpoint({source!r}, "gptq-nf4-g16", {out!r},
+                        calibration=tiny_models.tokens(8, 24), progress=progress)
+"""
+
+
+@pytest.mark.parametrize("stop", [1, 7, 9, 14])
+def test_kill_at_any_layer_loses_at_most_a_block(tmp_path: Path, ids, stop: int) -> None:
+    source, out = source_of("llama", tmp_path), tmp_path / "out"
+    quantize_checkpoint(source, "gptq-nf4-g16", tmp_path / "whole", calibration=ids)
+    script = textwrap.dedent(SCRIPT).format(
+        tests=str(Path(__file__).parent), source=str(source), out=str(out), stop=stop
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL and not out.exists()
+    assert len(list(unfinished(out).glob("block-*.safetensors"))) == (stop > 7)
+    quantize_checkpoint(source, "gptq-nf4-g16", out, calibration=ids)
+    assert content(out) == content(tmp_path / "whole")
+
+
+# --- what it will take --------------------------------------------------------------------------
+
+
+def estimated(source: Path, scheme: str, ids: torch.Tensor | None, *, stored: bool = True):
+    with residency.opened(str(source)) as weights:
+        if not stored:
+            weights = residency.Weights(type(weights.model).from_pretrained(source))
+        jobs = survey(weights.model, plans.load(scheme)).jobs
+        data = None if ids is None else calibration_text.load(ids)
+        return estimate(weights, jobs, data)
+
+
+def test_estimate_counts_one_float_block_where_weights_stay_in_files(tmp_path: Path) -> None:
+    source = source_of("llama", tmp_path)
+    stored, memory = (estimated(source, "nf4", None, stored=which) for which in (True, False))
+    block = 4 * (48 * 48 * 2 + 48 * 24 * 2 + 48 * 80 * 3 + 2 * 48)
+    assert memory.bytes - stored.bytes == block * (tiny_models.BLOCKS - 1)
+
+
+def test_estimate_grows_with_the_work(tmp_path: Path, ids) -> None:
+    source = source_of("llama", tmp_path)
+    nearest = estimated(source, "int4-g16", None)
+    few, many = (estimated(source, "gptq-int4-g16", each) for each in (ids[:1], ids.repeat(64, 1)))
+    assert nearest.bytes < few.bytes < many.bytes
+    assert 0 < nearest.seconds < few.seconds < many.seconds
+
+
+def test_reader_closes_its_files_now_and_then(tmp_path: Path, monkeypatch) -> None:
+    source = source_of("llama", tmp_path)
+    monkeypatch.setattr(shards, "_MAPPED", 10_000)
+    with shards.Reader(source) as files:
+        values = {name: files.read(name) for name in files.names()}
+        files.check_all_read()
+    whole = type(tiny_models.build("llama")).from_pretrained(source).state_dict()
+    assert values and all(torch.equal(whole[name], value) for name, value in values.items())
+
+
+def test_estimate_says_when_memory_will_not_do() -> None:
+    short = Estimate(bytes=3_000_000_000, seconds=500, available=2_000_000_000)
+    assert str(short) == "about 3.0 GB of memory and 8 min"
+    assert short.note is not None and "needs about 3.0 GB of memory, of which 2.0" in short.note
+    assert Estimate(1, 1, None).note is None
