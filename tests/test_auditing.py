@@ -328,6 +328,16 @@ def test_lineage_is_checked(foreign: Audit) -> None:
     doubted = [text.split()[0] for text in warnings if "not those of precision alone" in text]
     assert doubted == ["of-other-weights", "gpt2"]
     assert any("gpt2 differs from the baseline in model_type" in text for text in warnings)
+    for name, one in foreign.candidates.items():
+        if "error" in one:
+            continue
+        checks = {check["check"]: check for check in one["comparison"]["checks"]}
+        assert checks["pair identity"]["passed"] == (name not in doubted)
+        if name in doubted:
+            assert "not those of precision alone" in checks["pair identity"]["detail"]
+            assert foreign.verdicts[name] == "inconclusive"
+    page = (foreign.path / "report.html").read_text(encoding="utf-8")
+    assert page.count("pair identity failed") == len(doubted)
 
 
 def test_tokenizer_saved_in_another_way_is_accepted_and_noted(foreign: Audit) -> None:

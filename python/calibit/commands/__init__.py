@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -362,12 +363,25 @@ def gate(
     return _incomplete(found.failed) if found.failed else VERDICT_CODES[found.worst]
 
 
-def doctor(as_json: given.Json = False, traceback: given.Traceback = False) -> Code:
+def doctor(
+    selftest: Annotated[
+        bool,
+        typer.Option(
+            "--selftest",
+            help="Also try the whole instrument on data with a known answer and a tiny random "
+            "model: seconds, no network; exit code 3 where a line fails.",
+        ),
+    ] = False,
+    as_json: given.Json = False,
+    traceback: given.Traceback = False,
+) -> Code:
     """Say what was built, which kernels run here, what is missing and how to get it.
 
     Examples:
 
     - `calibit doctor`
+
+    - `calibit doctor --selftest`
 
     - `calibit doctor --json`
     """
@@ -375,8 +389,22 @@ def doctor(as_json: given.Json = False, traceback: given.Traceback = False) -> C
 
     facts = diagnose()
     folder = Path(facts["calibit"]["folder"])
-    finish(facts, folder, what="Installed", as_json=as_json, show=lambda: render(facts))
-    return Code.DONE
+    if not selftest:
+        finish(facts, folder, what="Installed", as_json=as_json, show=lambda: render(facts))
+        return Code.DONE
+    from calibit import selftest as trial
+
+    prepare(None)
+    checks = trial.selftest()
+    facts["selftest"] = [asdict(check) for check in checks]
+    finish(
+        facts,
+        folder,
+        what="Installed",
+        as_json=as_json,
+        show=lambda: trial.render(checks, above=render(facts)),
+    )
+    return Code.DONE if all(check.passed for check in checks) else Code.FAILED
 
 
 COMMANDS: dict[str, Callable[..., Code]] = {
