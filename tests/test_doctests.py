@@ -8,7 +8,6 @@ import pkgutil
 
 import calibit
 
-
 EXTRAS = {"calibit.lm_eval": "lm_eval"}
 """Modules that need a package of an optional group -> that package."""
 
