@@ -201,6 +201,27 @@ def test_usage_errors_exit_with_3_and_point_to_help(
         (["quantize", "{bare}", "gptq-int4", "-o", "{new}"], "expected tokenizer files"),
         (["quantize", "./missing/model", "nf4", "-o", "{new}"], "does not exist"),
         (["quantize", "{model}", "zz9", "-o", "{new}"], "nf4"),
+        (["quantize", "{model}", "int4", "-o", "{new}", "--export", "gguf"], "a layout of gptq"),
+        (["quantize", "{model}", "nf4", "-o", "{new}", "--export", "gptq"], "nf4 has a codebook"),
+        (
+            [
+                "quantize",
+                "{model}",
+                "int4-g16",
+                "-o",
+                "{new}",
+                "--export",
+                "gptq",
+                "--for",
+                "sglang",
+            ],
+            "groups of -1, 32, 64, 128",
+        ),
+        (["convert", "{model}", "{new}", "--to", "gptq"], "expected a quantized checkpoint"),
+        (["convert", "./missing/model", "{new}", "--to", "gptq"], "does not exist"),
+        (["convert", "{model}", "{new}", "--to", "gguf"], "expected a layout of gptq"),
+        (["convert", "{model}", "{new}", "--to", "gptq", "--for", "tgi"], "an engine of vllm"),
+        (["convert", "{empty_folder}", "{new}", "--to", "gptq"], "expected config.json"),
         (["eval", "./missing/model", "-o", "{new}"], "does not exist"),
         (["compare", "{model}", "{model}"], "run.json"),
         (["gate", "{model}"], "audit.json"),
@@ -212,7 +233,8 @@ def test_failures_exit_with_3_and_one_sentence(
     fill = {name: folder / name for name in ("model", "bare", "broken", "empty_folder")}
     fill |= {"new": tmp_path / "new", "short": folder / "short.txt", "empty": folder / "empty.txt"}
     given = [word.format(**fill) for word in given]
-    place = [] if given[0] in ("quantize", "compare", "gate", "eval") else ["-o", tmp_path / "out"]
+    placed = ("quantize", "convert", "compare", "gate", "eval")
+    place = [] if given[0] in placed else ["-o", tmp_path / "out"]
     answer = calibit(*given, *place)
     assert answer.code == 3 and answer.out == ""
     assert message in answer.err and "Traceback" not in answer.err
@@ -398,6 +420,25 @@ def test_audit_with_a_failed_candidate_exits_with_3(
     assert answer.code == 3 and "not measured: broken" in answer.err
     assert "FAILED" in answer.out and answer.last.startswith("Report: ")
     assert "scoring items and text" in answer.err  # progress, on standard error
+
+
+def test_export_and_convert(calibit: Any, folder: Path, tmp_path: Path) -> None:
+    own, foreign = tmp_path / "own", tmp_path / "gptq"
+    made = calibit("quantize", folder / "model", "int4-g16", "--export", "gptq", "-o", foreign)
+    assert made.code == 0 and made.last == f"Checkpoint: {foreign}"
+    section = json.loads((foreign / "config.json").read_text())["quantization_config"]
+    assert (section["quant_method"], section["bits"], section["group_size"]) == ("gptq", 4, 16)
+    assert (foreign / "tokenizer.json").is_file()
+    back = calibit("convert", foreign, own, "--to", "calibit")
+    assert back.code == 0 and "codes and scales are equal" in " ".join(back.out.split())
+    content = json.loads(calibit("convert", own, tmp_path / "v2", "--to", "gptq_v2", "--json").out)
+    assert content["logit_difference"] == 0.0 and content["output"] == str(tmp_path / "v2")
+    assert any(finding["engine"] == "sglang" for finding in content["findings"])
+    refused = calibit("convert", own, tmp_path / "no", "--to", "gptq", "--for", "sglang")
+    assert refused.code == 3 and "groups of -1, 32, 64, 128" in refused.err
+    assert not (tmp_path / "no").exists()
+    again = calibit("convert", own, foreign, "--to", "gptq")
+    assert again.code == 3 and "which exists" in again.err
 
 
 def test_quantize_eval_compare(calibit: Any, folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from calibit.auditing import audit
     from calibit.comparison import compare
     from calibit.evaluation import evaluate
-    from calibit.io.native import load as load_model
+    from calibit.io.checkpoints import load as load_model
     from calibit.io.native import save as save_model
     from calibit.modules import QuantizedLinear, linear
     from calibit.next_token import head_confidence, token_confidence
@@ -43,7 +43,7 @@ _LAZY = {
     "formats": "calibit.registry",
     "head_confidence": "calibit.next_token",
     "linear": "calibit.modules",
-    "load_model": "calibit.io.native:load",
+    "load_model": "calibit.io.checkpoints:load",
     "measures": "calibit.measures",
     "quantize": "calibit.weight",
     "quantize_model": "calibit.quantization.model",

@@ -170,6 +170,7 @@ def read_model(source: str | Path, *, dtype: str = "auto", trust_remote_code: bo
 @contextmanager
 def reading(source: str | Path) -> Iterator[None]:
     """Name the source, and a damaged file, in what is said about a failure inside the block."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
@@ -179,7 +180,9 @@ def reading(source: str | Path) -> Iterator[None]:
             f"[model] expected whole weights in {str(source)!r}, got a damaged file, "
             f"{_damaged(Path(source))} ({error}): copy or download it again"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (
+        OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, StrictDataclassError
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
         if len(reason) > _LONGEST_REASON:
             reason = f"{reason[:_LONGEST_REASON]}…"

@@ -8,13 +8,15 @@ embedding. *Blocks* are the list of modules that holds the most parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from calibit.modules import QuantizedLinear
+
+Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -158,17 +160,29 @@ def cast_(model: nn.Module, dtype: torch.dtype) -> None:
         model.config.dtype = dtype
 
 
-def tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(
+    model: nn.Module, encode: Callable[[str, QuantizedLinear], Tensors] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The entries of `model.state_dict()`, module by module, a tied tensor once under its first
     name.
 
     A quantized layer makes its canonical tensors when its turn comes, so that only one module's
     copies exist at a time.
+
+    Args:
+        model: the model.
+        encode: from the name of a quantized layer and the layer to the tensors that stand for its
+            weight, by the rest of their names; None makes the canonical ones.
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         own: dict[str, torch.Tensor] = {}
-        module._save_to_state_dict(own, f"{prefix}." if prefix else "", keep_vars=True)
+        if encode is not None and isinstance(module, QuantizedLinear):
+            own = {f"{prefix}.{key}": value for key, value in encode(prefix, module).items()}
+            if module.bias is not None:
+                own[f"{prefix}.bias"] = module.bias
+        else:
+            module._save_to_state_dict(own, f"{prefix}." if prefix else "", keep_vars=True)
         for name, value in own.items():
             # A parameter is one object however many modules hold it.
             if isinstance(value, nn.Parameter):

@@ -37,8 +37,9 @@ class QuantizedWeight:
     """A weight ``W[N, K]`` as codes, scales and what else its scheme needs. Made by `quantize`.
 
     With G = ceil(K / group): codes uint8 ``[N, ceil(K*bits/8)]`` (LSB-first bit stream per row),
-    scales ``[N, G]`` (float16 for integers, float32 for codebooks, uint8 for E8M0), zeros
-    ``[N, G]`` uint8 or float32; with double quantization scale_codes uint8 ``[N, G]``,
+    scales ``[N, G]`` (float16 for integers, float32 for codebooks, uint8 for E8M0; float32 for
+    integers read from a checkpoint whose scales float16 cannot hold), zeros ``[N, G]`` uint8 or
+    float32; with double quantization scale_codes uint8 ``[N, G]``,
     nested_scales, nested_codebook and nested_offset instead of scales; codebook float32
     ``[2**bits]``; input_order int32 ``[K]``: column k of the codes multiplies
     ``x[input_order[k]]``.
@@ -65,7 +66,7 @@ class QuantizedWeight:
     def layout(self) -> dict[str, int]:
         """What the operators need to know of the tensors: n, k, bits, group, kind."""
         nested = self.nested_scales is not None
-        scale = "nested" if nested else self.scheme.weight_format.scale_type
+        scale = "nested" if nested else self._scale_type()
         zero = _ZERO_OF_DTYPE[None if self.zeros is None else self.zeros.dtype]
         return {
             "n": self.shape[0],
@@ -74,6 +75,11 @@ class QuantizedWeight:
             "group": max(self.scheme.group, 0),
             "kind": ops.scale_kind(scale, zero),
         }
+
+    def _scale_type(self) -> str:
+        """The format's, but for integers with float32 scales, as other tools write them."""
+        scale = self.scheme.weight_format.scale_type
+        return "f32" if scale == "f16" and self.scales.dtype == torch.float32 else scale
 
     def tensors(self) -> dict[str, Tensor]:
         """The canonical tensors by their names on disk (`TENSOR_NAMES`)."""

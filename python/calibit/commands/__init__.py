@@ -12,6 +12,7 @@ import typer
 
 from calibit.auditing import job as jobs
 from calibit.commands import options as given
+from calibit.commands.interchange import Engines, ExportTo, convert
 from calibit.commands.options import (
     JUDGE,
     OUTPUT,
@@ -163,6 +164,8 @@ def quantize(
             "--skip",
         ),
     ] = None,
+    export: ExportTo = "calibit",
+    engines: Engines = None,
     threads: given.Threads = None,
     trust_remote_code: given.TrustRemoteCode = False,
     as_json: given.Json = False,
@@ -176,6 +179,8 @@ def quantize(
     - `calibit quantize HuggingFaceTB/SmolLM2-135M nf4-dq -o smollm2-nf4`
 
     - `calibit quantize ./model gptq-int4-g128 --calib texts.txt -o model-gptq`
+
+    - `calibit quantize ./model gptq-int4-g128 --export gptq --for vllm -o model-gptq`
     """
     from calibit.quantization import quantize_checkpoint
     from calibit.reporting.progress import JobProgress, Stage
@@ -193,6 +198,8 @@ def quantize(
             calibration=calib,
             calibration_tokens=calib_tokens,
             skip=given.words(skip),
+            layout=export,
+            required=given.words(engines),
             progress=lambda done, total, _: bar.advance(done, total),
             estimated=None if quiet else announce,
             trust_remote_code=trust_remote_code,
@@ -410,6 +417,7 @@ def doctor(
 COMMANDS: dict[str, Callable[..., Code]] = {
     "audit": audit,
     "quantize": quantize,
+    "convert": convert,
     "eval": evaluate,
     "compare": compare,
     "gate": gate,

@@ -99,6 +99,20 @@ def save(
         ValueError: the model has no quantized layer, or no configuration.
     """
     path = Path(path)
+    shards.check_new(path, "save")
+    with shards.new_folder(path) as folder:
+        write(model, folder, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes)
+    return path
+
+
+def write(
+    model: Any,
+    folder: Path,
+    *,
+    tokenizer: Any | None = None,
+    max_shard_bytes: int = shards.MAX_BYTES,
+) -> None:
+    """Write a quantized model into an existing, empty folder; arguments and errors as `save`."""
     if not hasattr(model, "config"):
         raise ValueError(
             f"[save] expected a Hugging Face model with a configuration, got {type(model).__name__}"
@@ -111,13 +125,10 @@ def save(
             "[save] expected a model with quantized layers, got none: use save_pretrained for a "
             "float model"
         )
-    shards.check_new(path, "save")
-    with shards.new_folder(path) as folder:
-        shards.write(folder, structure.tensors(model), max_bytes=max_shard_bytes)
-        filling.write_config(model, folder, section)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-    return path
+    shards.write(folder, structure.tensors(model), max_bytes=max_shard_bytes)
+    filling.write_config(model, folder, section)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def load(

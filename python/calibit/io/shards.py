@@ -7,6 +7,7 @@ One file is called `model.safetensors`; several are `model-00001-of-00003.safete
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -173,20 +174,23 @@ class Reader:
             self._close()
         return value
 
-    def check_all_read(self) -> None:
-        """Refuse tensors that nothing asked for."""
-        if self._unread:
-            first = min(self._unread)
+    def check_all_read(self, ignored: Iterable[re.Pattern[str]] = ()) -> None:
+        """Refuse tensors that nothing asked for, but for names that match a pattern."""
+        patterns = tuple(ignored)
+        unread = [n for n in self._unread if not any(p.search(n) for p in patterns)]
+        if unread:
+            first = min(unread)
             raise ValueError(
-                f"[load] expected only the model's tensors, got {len(self._unread)} more: "
+                f"[load] expected only the model's tensors, got {len(unread)} more: "
                 f"{first!r} in {self.file_of(first)}"
             )
 
     def _files(self) -> list[str]:
-        """File names, from the index where there is one."""
+        """File names, from the index where there is one; a lone file may have any name."""
         index = self._folder / _INDEX
         if not index.is_file():
-            return [_SINGLE]
+            found = [file.name for file in self._folder.glob("*.safetensors")]
+            return found if len(found) == 1 else [_SINGLE]
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,12 +6,17 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from calibit import loading, registry
-from calibit.io import native, shards
+from calibit.io import export, foreign, native, shards
+from calibit.io.layout import LayerFacts
+from calibit.io.layouts import READERS
 from calibit.quantization import calibration_text, plans, residency
 from calibit.quantization.estimate import Estimate
-from calibit.quantization.model import Progress, quantize_weights
+from calibit.quantization.model import Progress, quantize_weights, survey
 from calibit.quantization.report import Report
 from calibit.schemes import Scheme
 from calibit.tasks import texts
@@ -25,11 +30,13 @@ def quantize_checkpoint(
     calibration: calibration_text.Source | None = None,
     calibration_tokens: int | None = None,
     skip: str | Sequence[str] = (),
+    layout: str = native.METHOD,
+    required: Sequence[str] = (),
     progress: Progress | None = None,
     estimated: Callable[[Estimate], None] | None = None,
     trust_remote_code: bool = False,
 ) -> Report:
-    """Quantize a float model and write a calibit checkpoint to a new folder.
+    """Quantize a float model and write a checkpoint to a new folder.
 
     Where the model's files hold its tensors one to one, only one decoder block at a time is in
     memory in floating point. A GPTQ run keeps its finished blocks in `unfinished(out)` until the
@@ -43,6 +50,8 @@ def quantize_checkpoint(
         calibration: as in `quantize_model`; GPTQ without it takes the built-in text.
         calibration_tokens: as in `quantize_model`.
         skip: pattern, or patterns, of layers to keep in floating point.
+        layout: what the checkpoint looks like, one of `calibit.io.export.NAMES`.
+        required: engines that must be able to load it (`calibit.io.engines.ENGINES`).
         progress: called after each layer.
         estimated: called with the memory and time that the job will take, before it begins.
         trust_remote_code: let the model bring code of its own.
@@ -53,18 +62,20 @@ def quantize_checkpoint(
     Raises:
         FileExistsError: `out` exists.
         FileNotFoundError: the model folder does not exist.
-        ValueError: as `quantize_model`, and for a scheme that quantizes nothing.
+        ValueError: as `quantize_model`, for a scheme that quantizes nothing, and for one that the
+            layout or a required engine cannot hold.
         RuntimeError: another process writes the same output, or `unfinished(out)` holds blocks of
             another job.
     """
     out = Path(out)
+    export.check_names(layout, required)
     shards.check_new(out, "quantize")
     plan = plans.load(scheme)
     if all(rule.is_float for rule in plan.schemes):
         raise ValueError(f"[quantize] expected a scheme that quantizes, got {plan.text!r}")
     registry.active_kernels()  # refuses a forced table that cannot run
     place = loading.locate(model_path)
-    if native.is_checkpoint(place):
+    if foreign.method_of(place) in (native.METHOD, *READERS):
         raise ValueError(
             f"[quantize] expected a float model, got {str(model_path)!r} which is quantized"
         )
@@ -79,6 +90,8 @@ def quantize_checkpoint(
         source = calibration_text.for_model(source, tokenizer, config, tokens=calibration_tokens)
     work = unfinished(out) if any(one.is_solved for one in plan.schemes) else None
     with residency.opened(place, trust_remote_code=trust_remote_code) as weights:
+        planned = _planned(weights.model, plan, skip)
+        export.check_planned(weights.model, planned, layout, required)
         report = quantize_weights(
             weights,
             plan,
@@ -90,13 +103,29 @@ def quantize_checkpoint(
             estimated=estimated,
         )
         weights.detach_()
-        native.save(weights.model, out, tokenizer=tokenizer)
+        notes = [*report.notes, *_save(weights.model, out, layout, tokenizer, required)]
     if work is not None:
         shutil.rmtree(work, ignore_errors=True)
-    if tokenizer is not None:
-        return report
-    note = f"{str(model_path)!r} holds no tokenizer, so none was written"
-    return replace(report, notes=(*report.notes, note))
+    if tokenizer is None:
+        notes.append(f"{str(model_path)!r} holds no tokenizer, so none was written")
+    return replace(report, notes=tuple(notes))
+
+
+def _save(model: Any, out: Path, layout: str, tokenizer: Any, required: Sequence[str]) -> list[str]:
+    """Write the checkpoint; what is to be said about its layout."""
+    if layout == native.METHOD:
+        native.save(model, out, tokenizer=tokenizer)
+        return []
+    wrote = export.save(model, out, layout, tokenizer=tokenizer, required=required)
+    return [*map(str, wrote.findings), *wrote.notes]
+
+
+def _planned(model: Any, plan: plans.Plan, skip: str | Sequence[str]) -> list[LayerFacts]:
+    """The quantized layers that a plan will make, as far as they are known before."""
+    return [
+        LayerFacts(layer.name, layer.shape, scheme, ordered=False, scale_dtype=torch.float16)
+        for layer, scheme in survey(model, plan, skip=skip).jobs
+    ]
 
 
 def unfinished(out: str | Path) -> Path:
