@@ -338,7 +338,7 @@ def test_texts_that_differ_are_refused_and_lost_tokens_give_no_value():
     lost = np.where(np.arange(64) == 3, np.nan, 1.0)
     result = compare(a, MemoryRun([], text=lost), **QUICK)
     assert result.ppl.b.value is None and "1 tokens have no finite" in result.ppl.b.reason
-    assert result.protocol["n"] == 0 and "no items" in result.warnings[0]
+    assert result.protocol["n"] == 0 and "no multiple-choice items" in result.warnings[0]
 
 
 def test_tasks_are_slices_where_there_are_several():

@@ -255,7 +255,7 @@ def test_chat_template_puts_the_instruction_into_the_system_turn(tmp_path):
 def test_chat_template_is_recorded_and_refused_where_there_is_none(tmp_path):
     model, tokenizer = tiny_models.build("llama"), tiny_tokenizers.build()
     items = [Item("i", "t", "what", ("a", "be"), 0)]
-    with pytest.raises(ValueError, match="one chat template for apply_chat_template, got none"):
+    with pytest.raises(ValueError, match="one chat template, got none"):
         calibit.evaluate(model, tokenizer, items, apply_chat_template=True)
     tokenizer.chat_template = "{% for m in messages %}a {{ m.content }}: {% endfor %}"
     run = calibit.evaluate(model, tokenizer, items, apply_chat_template=True)

@@ -30,6 +30,7 @@ DEFAULT = {
     "worst_slice.conf_true": 0.04,
     "worst_slice.nll": 0.06,
 }
+WHERE_ASKED = {"gen_acc": 0.03}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def harmful():
 
 
 def test_default_policy_and_exit_codes():
-    assert dict(Policy().margins) == DEFAULT
+    assert dict(Policy().margins) == {**DEFAULT, **WHERE_ASKED}
     assert EXIT_CODES == {"ship": 0, "hold": 1, "inconclusive": 2}
 
 
@@ -293,7 +294,7 @@ def test_a_failed_self_audit_forces_inconclusive():
 def test_the_dictionary_is_json(v1):
     content = json.loads(json.dumps(v1.verdict().to_dict(), allow_nan=False))
     assert content["verdict"] == "inconclusive" and content["exit_code"] == 2
-    assert content["policy"] == {"name": "default", "margins": DEFAULT}
+    assert content["policy"] == {"name": "default", "margins": {**DEFAULT, **WHERE_ASKED}}
     assert {"metric", "margin", "damage", "lower", "upper", "state", "n", "n_needed"} <= set(
         content["gates"][0]
     )

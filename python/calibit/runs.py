@@ -2,9 +2,11 @@
 
 A run is a folder: `run.json` (what was evaluated, how, with what), `items.jsonl` (one line per
 item, in item order), `docs.jsonl` (prompts and choices, unless left out), `tokens/NNNN.npz`
-(per-token losses of texts) and, last of all, `manifest.json` with the SHA-256 of the others. A
-folder without a manifest is an evaluation that has not ended: its finished batches lie in
-`items.part.jsonl`, one line each, and the same job continues after the last whole line.
+(per-token losses of texts), `sequences.jsonl` with `forced/` (continuations of a workload, segments
+of parallel texts: token ids, and per-token measures) and, last of all, `manifest.json` with the
+SHA-256 of the others. A folder without a manifest is an evaluation that has not ended: its finished
+batches lie in `items.part.jsonl`, one line each, and the same job continues after the last whole
+line.
 """
 
 from __future__ import annotations
@@ -25,11 +27,21 @@ SCHEMA = "calibit.run/1"
 CONTINUATION = "continuation"
 """Kind of an item with a single choice: right where it is the model's own greedy continuation."""
 
+GENERATE = "generate"
+"""Kind of an item that a model answered in its own words: `correct` says whether it was right."""
+
+WORKLOAD = "workload"
+"""Source of the continuations of a user's prompts."""
+
 MANIFEST = "manifest.json"
 META = "run.json"
 ITEMS = "items.jsonl"
 DOCS = "docs.jsonl"
 PART = "items.part.jsonl"
+SEQUENCES = "sequences.jsonl"
+FORCED, GENERATED = "forced", "generated"
+"""Folders of measures on given continuations, and (while a run is written) of continuations; also
+entries of run.json."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,26 @@ class TokenLosses:
 
 
 @dataclass(frozen=True, eq=False)
+class Forced:
+    """A model's next-token measures on given continuations, in order.
+
+    Attributes:
+        sequences: lines of sequences.jsonl: source, id, group, cluster, slices, context, target.
+        measures: arrays `[n]` over all positions: int64 `sequence` (its line), `position`, `token`,
+            `argmax`; float64 `log_true`, `log_top`, `entropy` in nats, and `kl`, KL(reference ||
+            this model), where the run had a reference.
+    """
+
+    sequences: tuple[dict[str, Any], ...]
+    measures: Mapping[str, np.ndarray]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Workload and parallel texts, in order of appearance."""
+        return tuple(dict.fromkeys(str(line["source"]) for line in self.sequences))
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """One recorded evaluation.
 
@@ -62,6 +94,7 @@ class Run:
     _items: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     _docs: tuple[dict[str, Any], ...] | None = field(default=None, repr=False)
     _tokens: Mapping[str, TokenLosses] = field(default_factory=dict, repr=False)
+    _forced: Forced | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -82,9 +115,10 @@ class Run:
             )
         _verify(folder)
         meta = read_json(folder / META)
-        docs = tuple(_read_lines(folder / DOCS)) if (folder / DOCS).is_file() else None
+        docs = tuple(read_lines(folder / DOCS)) if (folder / DOCS).is_file() else None
         texts = {text["name"]: _read_tokens(folder, text) for text in meta["text"]}
-        return cls(meta, folder, tuple(_read_lines(folder / ITEMS)), docs, texts)
+        forced = _read_forced(folder) if (folder / SEQUENCES).is_file() else None
+        return cls(meta, folder, tuple(read_lines(folder / ITEMS)), docs, texts, forced)
 
     @classmethod
     def of(
@@ -123,6 +157,14 @@ class Run:
         """Lines of items with a single choice (LAMBADA): `is_greedy[0]` says whether it is right,
         `ll[0]` how likely it is; `ll` is None where it could not be scored."""
         return [dict(item) for item in self._items if item.get("kind") == CONTINUATION]
+
+    def generated(self) -> list[dict[str, Any]]:
+        """Lines of items that the model answered in its own words: text, `correct`, tokens."""
+        return [dict(item) for item in self._items if item.get("kind") == GENERATE]
+
+    def forced(self) -> Forced | None:
+        """Measures on the continuations of a workload and on parallel texts; None without any."""
+        return self._forced
 
     def text_names(self) -> tuple[str, ...]:
         """Names of the scored texts."""
@@ -182,6 +224,18 @@ def join_shards(folder: Path, shards: Iterable[int]) -> TokenLosses:
     return TokenLosses(nll[order], window[order], position[order])
 
 
+def _read_forced(folder: Path) -> Forced:
+    """All shards of a run's forced continuations, sorted into order."""
+    parts: list[dict[str, np.ndarray]] = []
+    for file in sorted((folder / FORCED).glob("*.npz")):
+        with np.load(file) as stored:
+            parts.append(dict(stored))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort((columns["position"], columns["sequence"]))
+    measures = {name: column[order] for name, column in columns.items()}
+    return Forced(tuple(read_lines(folder / SEQUENCES)), measures)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -194,7 +248,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"[Run] expected valid JSON in {path}, got: {error}") from error
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a JSON Lines file."""
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 

@@ -39,6 +39,8 @@ def check_settings(job: Job) -> None:
         ("limit", job.limit),
         ("batch_tokens", job.batch_tokens),
         ("calibration_tokens", job.calibration_tokens),
+        ("max_new_tokens", job.max_new_tokens),
+        ("parallel_segments", job.parallel_segments),
     ):
         if number is not None and number < 1:
             raise ValueError(f"[audit] expected {name} of at least 1, got {number}")

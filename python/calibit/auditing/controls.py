@@ -93,10 +93,12 @@ def of_entry(
         job: the audit.
         entry: the model's entry.
         model: gives the model.
-        items: the audit's items.
+        items: the audit's multiple-choice items; without any there is nothing to do.
         evaluate: makes a run.
         found: where the runs are kept.
     """
+    if not items:
+        return
     if entry.is_baseline:
         _baseline_again(job, model, items, evaluate, found)
     if job.rigor == QUICK:
@@ -111,7 +113,7 @@ def eight_bit(
     job: Job, entries: Sequence[Entry], items: Sequence[Any], evaluate: Evaluate, found: ControlRuns
 ) -> None:
     """Run an 8-bit build of the baseline where the rigor asks for one and no candidate is one."""
-    if runs_of_eight_bit(job, entries):
+    if items and runs_of_eight_bit(job, entries):
         entry = Entry(EIGHT_BIT, EIGHT_BIT, scheme=EIGHT_BIT)
         found.eight_bit = evaluate(lambda: _read(entry, job), items, EIGHT_BIT)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from calibit.auditing import assembly, checking, controls, models
 from calibit.auditing import job as jobs
-from calibit.auditing.inputs import read_inputs
+from calibit.auditing.inputs import Inputs, read_inputs
 from calibit.auditing.job import Job
 from calibit.auditing.models import Entry, Loaded
 from calibit.auditing.result import AUDIT_FILE, REPORT_FILE, Audit
@@ -24,7 +24,7 @@ from calibit.reporting.progress import JobProgress, Stage
 
 if TYPE_CHECKING:
     from calibit.comparison import Comparison
-    from calibit.evaluation import Progress, Text
+    from calibit.evaluation import Progress
     from calibit.runs import Run
 
 QUANTIZATION_FILE = "quantization.json"
@@ -50,8 +50,7 @@ class _State:
     Attributes:
         job, folder, entries: what is done, where, with which models.
         progress: shows how far it is.
-        items, notes: the tasks' items, loaded once, and what a report should say about them.
-        text: the text to score, or None.
+        inputs: items, prompts and texts, loaded once.
         command: recorded in every run.
         runs: finished runs by entry name.
         controls: further runs that the rigor asks for.
@@ -63,9 +62,7 @@ class _State:
     folder: Path
     entries: Sequence[Entry]
     progress: JobProgress
-    items: Sequence[Any]
-    notes: Sequence[str]
-    text: Text | None
+    inputs: Inputs
     command: str
     runs: dict[str, Run] = field(default_factory=dict)
     controls: controls.ControlRuns = field(default_factory=controls.ControlRuns)
@@ -82,6 +79,10 @@ def audit(
     text: str | Path | None = jobs.TEXT,
     out: str | Path | None = None,
     limit: int | None = jobs.QUICK_LIMIT,
+    workload: str | Path | None = None,
+    max_new_tokens: int = jobs.NEW_TOKENS,
+    parallel_text: str | Path | None = None,
+    parallel_segments: int = jobs.SEGMENTS,
     rigor: str = jobs.RIGOR[0],
     policy: Mapping[str, Any] | str | Path | None = None,
     calibration: str | Path = jobs.TEXT,
@@ -104,6 +105,12 @@ def audit(
         out: output folder; default `audit-<model>` here. The same audit in it is continued, another
             is refused.
         limit: items per task; None takes all.
+        workload: file of your prompts (`calibit.tasks.read_prompts`): the baseline's greedy
+            continuations are put through every model, token by token.
+        max_new_tokens: longest continuation.
+        parallel_text: folder with the same segments in several languages
+            (`calibit.tasks.read_parallel`).
+        parallel_segments: segments of each language.
         rigor: how many controls run; `quick` is none beyond the paired intervals.
         policy: margins of the verdict, a mapping or a YAML file; by default those of
             `calibit.verdict.Policy`.
@@ -132,6 +139,10 @@ def audit(
         tasks=jobs.several(tasks),
         text=jobs.NO_TEXT if text is None else jobs.local(text),
         limit=limit,
+        workload=None if workload is None else jobs.local(workload),
+        max_new_tokens=max_new_tokens,
+        parallel_text=None if parallel_text is None else jobs.local(parallel_text),
+        parallel_segments=parallel_segments,
         rigor=rigor,
         speed=speed,
         policy=assembly.policy_dict(policy),
@@ -158,16 +169,16 @@ def run_job(
     checking.check_settings(job)
     entries = models.entries(job)
     folder = Path(out) if out is not None else Path(f"audit-{models.model_name(job.model)}")
-    work = read_inputs(job)
+    inputs = read_inputs(job)
     if not (folder / AUDIT_FILE).is_file():
-        checking.check_texts(job, work[-1], entries)
+        checking.check_texts(job, inputs.text, entries)
     with jobs.claim(folder, job):
         if (folder / AUDIT_FILE).is_file():
             finished = Audit.load(folder)
             if not finished.failed:
                 return finished
         bar = JobProgress(_stages(job, entries), _weights(job, entries), stream=progress)
-        state = _State(job, folder, entries, bar, *work, command or shlex.join(sys.argv))
+        state = _State(job, folder, entries, bar, inputs, command or shlex.join(sys.argv))
         try:
             _measure_all(state)
             return _finish(state)
@@ -233,7 +244,7 @@ def _measure(state: _State, entry: Entry, *, first_stage: int) -> None:
         state.runs[entry.name], state.records[entry.name] = done
     with _stage(state, first_stage + 2, learn=False):
         controls.of_entry(
-            state.job, entry, model, state.items, partial(_control, state), state.controls
+            state.job, entry, model, state.inputs.choices, partial(_control, state), state.controls
         )
 
 
@@ -247,7 +258,7 @@ def _stage(state: _State, index: int, *, learn: bool) -> Iterator[None]:
 def _load(state: _State, entry: Entry) -> Loaded:
     loaded = models.load(entry, state.job, lambda n, total, _: state.progress.advance(n, total))
     if entry.source is not None:
-        loaded = models.settle_tokenizer(loaded, state.job, _strings(state))
+        loaded = models.settle_tokenizer(loaded, state.job, state.inputs.strings())
     return loaded
 
 
@@ -258,9 +269,10 @@ def _evaluate_entry(
     run = _evaluate(
         state,
         model(),
-        state.items,
+        state.inputs.items,
         folder,
-        text=state.text,
+        text=state.inputs.text,
+        **_continued(state, entry),
         scheme=entry.scheme or "none",
         speed=jobs.speed_option(state.job),
     )
@@ -301,15 +313,12 @@ def _evaluate(
     return evaluate(loaded.model, loaded.tokenizer, items, **settings)
 
 
-def _strings(state: _State) -> Iterator[str]:
-    """Every text that the audit encodes."""
-    from calibit.evaluation.identity import contexts_of
-
-    for item in state.items:
-        pairs = zip(contexts_of(item), item.choices, strict=True)
-        yield from (context + item.delimiter + choice for context, choice in pairs)
-    if state.text is not None:
-        yield from state.text.parts
+def _continued(state: _State, entry: Entry) -> dict[str, Any]:
+    """Workload and parallel texts for the baseline; for a candidate the baseline's run of them."""
+    own = state.inputs.continued()
+    if entry.is_baseline or not own:
+        return own
+    return {"reference": state.runs[models.BASELINE]}
 
 
 def _tokens_to(progress: JobProgress) -> Callable[[Progress], None]:
@@ -329,7 +338,11 @@ def _finished(folder: Path) -> tuple[Run, Mapping[str, Any]] | None:
 def _control_by_eight_bit(state: _State) -> None:
     with _stage(state, _STEPS * len(state.entries), learn=False):
         controls.eight_bit(
-            state.job, state.entries, state.items, partial(_control, state), state.controls
+            state.job,
+            state.entries,
+            state.inputs.choices,
+            partial(_control, state),
+            state.controls,
         )
 
 
@@ -376,7 +389,7 @@ def _finish(state: _State) -> Audit:
         comparisons,
         state.errors,
         command=state.command,
-        notes=state.notes,
+        notes=state.inputs.notes,
     )
     points = {name: comparison.points for name, comparison in comparisons.items()}
     write_report(content, state.folder / REPORT_FILE, points=points)

@@ -1,7 +1,9 @@
-"""What a job reads besides models: items and text."""
+"""What a job reads besides models: items, prompts and texts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calibit.auditing import job as jobs
@@ -9,17 +11,65 @@ from calibit.auditing.job import Job
 
 if TYPE_CHECKING:
     from calibit.evaluation import Text
+    from calibit.tasks import Item, ParallelText, Prompt
 
 
-def read_inputs(job: Job) -> tuple[list[Any], list[str], Text | None]:
-    """Items, notes of their readers, and text: what is wrong with them shows before anything runs.
+@dataclass(frozen=True)
+class Inputs:
+    """What the models of a job are measured on.
+
+    Attributes:
+        items: items and prompts of the tasks.
+        notes: what their readers want said.
+        text: the text to score, or None.
+        workload: the user's prompts.
+        parallel: parallel texts.
+    """
+
+    items: Sequence[Any]
+    notes: Sequence[str]
+    text: Text | None
+    workload: Sequence[Prompt] = ()
+    parallel: Sequence[ParallelText] = ()
+
+    @property
+    def choices(self) -> list[Item]:
+        """The multiple-choice items: what control runs repeat."""
+        from calibit.tasks import Prompt
+
+        return [item for item in self.items if not isinstance(item, Prompt)]
+
+    def continued(self) -> dict[str, Any]:
+        """Workload and parallel texts as arguments of `evaluate`; empty without any."""
+        if not (self.workload or self.parallel):
+            return {}
+        return {"workload": self.workload, "parallel": self.parallel}
+
+    def strings(self) -> Iterator[str]:
+        """Every text that is encoded."""
+        from calibit.evaluation.identity import contexts_of
+        from calibit.tasks import Prompt
+
+        for item in self.choices:
+            pairs = zip(contexts_of(item), item.choices, strict=True)
+            yield from (context + item.delimiter + choice for context, choice in pairs)
+        for one in (*self.workload, *(item for item in self.items if isinstance(item, Prompt))):
+            yield from filter(None, (one.prompt, *(turn["content"] for turn in one.messages)))
+        for text in self.parallel:
+            yield from (segment.text for segment in text.segments)
+        if self.text is not None:
+            yield from self.text.documents
+
+
+def read_inputs(job: Job) -> Inputs:
+    """Items, prompts and texts: what is wrong with them shows before anything runs.
 
     Raises:
         ValueError: unknown task, a line that is not valid, one id twice, an empty text.
         FileNotFoundError: a file that does not exist.
     """
     from calibit.evaluation.job import collect_items
-    from calibit.tasks import limit, read
+    from calibit.tasks import limit, read, read_parallel, read_prompts
 
     tasks = [read(spec, **jobs.task_options(job)) for spec in job.tasks]
     samples = [
@@ -28,9 +78,15 @@ def read_inputs(job: Job) -> tuple[list[Any], list[str], Text | None]:
     ]
     items = collect_items([item for sample in samples for item in sample], limit=None, seed=0)
     text = _text(job)
-    if not items and text is None:
+    workload = read_prompts(job.workload, max_new_tokens=job.max_new_tokens) if job.workload else []
+    parallel = (
+        [read_parallel(job.parallel_text, segments=job.parallel_segments)]
+        if job.parallel_text
+        else []
+    )
+    if not items and text is None and not workload and not parallel:
         raise ValueError("[audit] expected tasks with items, or a text, got neither")
-    return items, [note for task in tasks for note in task.notes], text
+    return Inputs(items, [note for task in tasks for note in task.notes], text, workload, parallel)
 
 
 def _text(job: Job) -> Text | None:

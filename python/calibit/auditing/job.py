@@ -29,6 +29,9 @@ TEXT_TOKENS = 6144
 """Short windows: the interval of a perplexity resamples windows, so twelve of 512 say more than
 three of 2,048."""
 
+NEW_TOKENS, SEGMENTS = 64, 40
+"""Tokens of a continuation, and segments of each language: a few minutes of a small model."""
+
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -60,6 +63,10 @@ class Job:
         num_fewshot: answered examples in front of each question.
         apply_chat_template: put prompts into the chat template of each model's tokenizer.
         include_path: folder with YAML tasks of lm-evaluation-harness.
+        workload: file of prompts that the baseline continues; every token of that is compared.
+        max_new_tokens: longest continuation of them.
+        parallel_text: folder of a parallel text, a file for each language.
+        parallel_segments: segments of each language.
     """
 
     model: str
@@ -88,6 +95,10 @@ class Job:
     num_fewshot: int = 0
     apply_chat_template: bool = False
     include_path: str | None = None
+    workload: str | None = None
+    max_new_tokens: int = NEW_TOKENS
+    parallel_text: str | None = None
+    parallel_segments: int = SEGMENTS
 
     def to_dict(self) -> dict[str, Any]:
         """The job with a fingerprint of every local input, as JSON types."""
@@ -97,7 +108,7 @@ class Job:
     def _local_inputs(self) -> list[str]:
         named = [self.model, *self.candidates, *self.schemes, self.text, self.calibration]
         named += [task.rpartition("=")[2] for task in self.tasks]
-        named += [self.include_path] if self.include_path else []
+        named += filter(None, (self.include_path, self.workload, self.parallel_text))
         return [name for name in dict.fromkeys(named) if Path(name).exists()]
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
+
 from calibit.auditing import checking, models
 from calibit.auditing import job as jobs
 from calibit.auditing.inputs import read_inputs
@@ -76,6 +78,7 @@ def evaluate_model(
     out: Path | None,
     *,
     progress: TextIO | None,
+    reference: Path | None = None,
     command: str | None = None,
 ) -> Evaluated:
     """Evaluate the model of a job.
@@ -84,13 +87,26 @@ def evaluate_model(
         job: model, tasks, text and settings; schemes and candidates are not used.
         out: folder of the run; None takes `run-<model>`.
         progress: stream that shows how far it is; None is silent.
+        reference: the run of the model to compare with, whose workload and parallel texts are put
+            through this one.
         command: recorded; the command line of this process where omitted.
+
+    Raises:
+        ValueError: a reference beside a workload or parallel text of the job.
     """
     from calibit.evaluation import evaluate
+    from calibit.evaluation.forcing import Reference
 
     checking.check_settings(job)
-    items, notes, text = read_inputs(job)
-    checking.check_texts(job, text)
+    inputs = read_inputs(job)
+    checking.check_texts(job, inputs.text)
+    if reference is not None:
+        Reference(reference)  # what is wrong with it shows before a model is read
+        if inputs.continued():
+            raise ValueError(
+                "[eval] expected --reference or --workload and --parallel_text, got both: the "
+                "reference's own are taken"
+            )
     folder = out if out is not None else Path(f"run-{models.model_name(job.model)}")
     bar = JobProgress(
         [Stage("load", "loading"), Stage("evaluate", "scoring items and text")],
@@ -107,8 +123,10 @@ def evaluate_model(
         run = evaluate(
             loaded.model,
             loaded.tokenizer,
-            items,
-            text=text,
+            inputs.items,
+            text=inputs.text,
+            reference=reference,
+            **inputs.continued(),
             out=folder,
             scheme=str(loaded.record["scheme"] or "none"),
             seed=job.seed,
@@ -123,7 +141,7 @@ def evaluate_model(
         )
     finally:
         bar.close()
-    return Evaluated(run, folder, _measures(run, job), tuple(notes))
+    return Evaluated(run, folder, _measures(run, job), tuple(inputs.notes))
 
 
 def _measures(run: Run, job: Job) -> dict[str, Estimate]:
@@ -133,7 +151,12 @@ def _measures(run: Run, job: Job) -> dict[str, Estimate]:
     scores = run.scores(job.rule)
     found = summarize(scores, resampling=resampling) if scores.n else {}
     texts = {name: ppl(run.text_nll(name)) for name in run.text_names()}
-    return {**found, **_continued(run, job), **{f"ppl:{name}": one for name, one in texts.items()}}
+    return {
+        **found,
+        **_continued(run, job),
+        **_written(run, job),
+        **{f"ppl:{name}": one for name, one in texts.items()},
+    }
 
 
 def _continued(run: Run, job: Job) -> dict[str, Estimate]:
@@ -153,6 +176,27 @@ def _continued(run: Run, job: Job) -> dict[str, Estimate]:
         found[f"greedy:{task}"] = accuracy.with_interval(clopper_pearson(right, n, level=job.level))
         found[f"ppl:{task}, per answer"] = ppl([-line["ll"][0] for line in lines])
     return found
+
+
+def _written(run: Run, job: Job) -> dict[str, Estimate]:
+    """Share of right answers in free text, and perplexity of each language of parallel texts."""
+    from calibit.measures import Resampling, acc, ppl
+    from calibit.runs import WORKLOAD
+
+    resampling = Resampling(level=job.level, resamples=job.resamples, seed=job.seed)
+    right: dict[str, list[bool]] = {}
+    for line in run.generated():
+        right.setdefault(line["task"], []).append(line["correct"])
+    found = {f"right:{task}": acc(own, resampling=resampling) for task, own in right.items()}
+    forced = run.forced()
+    if forced is None:
+        return found
+    groups: dict[str, list[int]] = {}
+    for number, line in enumerate(forced.sequences):
+        if line["source"] != WORKLOAD:
+            groups.setdefault(f"ppl:{line['source']}, {line['group']}", []).append(number)
+    owner, loss = forced.measures["sequence"], -forced.measures["log_true"]
+    return {**found, **{name: ppl(loss[np.isin(owner, own)]) for name, own in groups.items()}}
 
 
 def compare_runs(

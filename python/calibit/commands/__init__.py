@@ -15,6 +15,7 @@ from calibit.commands import options as given
 from calibit.commands.interchange import Engines, ExportTo, convert
 from calibit.commands.options import (
     JUDGE,
+    MEASURE,
     OUTPUT,
     QUANTIZE,
     VERDICT_CODES,
@@ -53,6 +54,10 @@ def audit(
     text: given.Text = jobs.TEXT,
     text_tokens: given.TextTokens = jobs.TEXT_TOKENS,
     text_window: given.TextWindow = jobs.TEXT_WINDOW,
+    workload: given.Workload = None,
+    max_new_tokens: given.NewTokens = jobs.NEW_TOKENS,
+    parallel_text: given.ParallelText = None,
+    parallel_segments: given.Segments = jobs.SEGMENTS,
     bos: given.Bos = "tokenizer",
     seed: given.Seed = 0,
     rule: given.Rule = "sum",
@@ -107,6 +112,10 @@ def audit(
     - `calibit audit ./model --candidates ./model-gptq,./model-awq --limit all`
 
     - `calibit audit ./model --schemes int8 --policy policy.yaml --gate -o audits/int8`
+
+    - `calibit audit ./model --workload prompts.jsonl --max_new_tokens 128`
+
+    - `calibit audit ./model --tasks probe,arithmetic_steps,tool_call --parallel_text ntrex`
     """
     from calibit.auditing import run_job
     from calibit.auditing.assembly import policy_dict
@@ -123,6 +132,10 @@ def audit(
         limit=given.limit_of(limit),
         text_window=text_window,
         text_tokens=text_tokens,
+        workload=None if workload is None else jobs.local(workload),
+        max_new_tokens=max_new_tokens,
+        parallel_text=None if parallel_text is None else jobs.local(parallel_text),
+        parallel_segments=parallel_segments,
         calibration=jobs.local(calib),
         calibration_tokens=calib_tokens,
         rigor=rigor,
@@ -221,6 +234,20 @@ def evaluate(
     text: given.Text = jobs.TEXT,
     text_tokens: given.TextTokens = jobs.TEXT_TOKENS,
     text_window: given.TextWindow = jobs.TEXT_WINDOW,
+    workload: given.Workload = None,
+    reference: Annotated[
+        Path | None,
+        option(
+            "Run of the baseline: its workload and parallel text are put through this model, in "
+            "place of --workload and --parallel_text.",
+            MEASURE,
+            "--reference",
+            show_default="none",
+        ),
+    ] = None,
+    max_new_tokens: given.NewTokens = jobs.NEW_TOKENS,
+    parallel_text: given.ParallelText = None,
+    parallel_segments: given.Segments = jobs.SEGMENTS,
     bos: given.Bos = "tokenizer",
     seed: given.Seed = 0,
     rule: given.Rule = "sum",
@@ -254,6 +281,10 @@ def evaluate(
     - `calibit eval HuggingFaceTB/SmolLM2-135M --tasks probe -o runs/base`
 
     - `calibit eval ./smollm2-nf4 --tasks boolq=boolq.jsonl --text wiki.txt -o runs/nf4`
+
+    - `calibit eval ./smollm2 --workload prompts.jsonl --parallel_text ntrex -o runs/base`
+
+    - `calibit eval ./smollm2-nf4 --reference runs/base -o runs/nf4`
     """
     from calibit.auditing.single import evaluate_model
 
@@ -267,6 +298,10 @@ def evaluate(
         limit=given.limit_of(limit),
         text_window=text_window,
         text_tokens=text_tokens,
+        workload=None if workload is None else jobs.local(workload),
+        max_new_tokens=max_new_tokens,
+        parallel_text=None if parallel_text is None else jobs.local(parallel_text),
+        parallel_segments=parallel_segments,
         dtype=dtype,
         device=device,
         speed=speed,
@@ -280,7 +315,9 @@ def evaluate(
         store_docs=log_samples,
     )
     prepare(threads, job.model, quiet=quiet)
-    found = evaluate_model(job, out, progress=progress_to(quiet), command=command_line())
+    found = evaluate_model(
+        job, out, progress=progress_to(quiet), reference=reference, command=command_line()
+    )
     finish(found.to_dict(), found.path, what="Run", as_json=as_json, show=found.table)
     return Code.DONE
 

@@ -133,6 +133,32 @@ TextTokens = Annotated[
 TextWindow = Annotated[
     int, option("Window of the text, in tokens.", MEASURE, "--text_window", min=2)
 ]
+Workload = Annotated[
+    Path | None,
+    option(
+        "Your prompts (JSON Lines with prompt or messages): the baseline continues them, and every "
+        "token of that is put through both models.",
+        MEASURE,
+        "--workload",
+        show_default="none",
+    ),
+]
+NewTokens = Annotated[
+    int, option("Longest continuation of a prompt, in tokens.", MEASURE, "--max_new_tokens", min=1)
+]
+ParallelText = Annotated[
+    Path | None,
+    option(
+        "Folder with a file LANGUAGE.txt for each language, line n the same content in all.",
+        MEASURE,
+        "--parallel_text",
+        show_default="none",
+    ),
+]
+Segments = Annotated[
+    int,
+    option("Segments of each of its languages.", MEASURE, "--parallel_segments", min=1),
+]
 Bos = Annotated[
     str, option("BOS token: tokenizer (by its own rule), always, never.", MEASURE, "--bos")
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from calibit.comparison.checks import checks_of
+from calibit.comparison.continuations import compare_continuations
 from calibit.comparison.controls import ExtraRuns, controls_of
 from calibit.comparison.evidence import (
     Evidence,
@@ -18,6 +19,7 @@ from calibit.comparison.evidence import (
     slice_searches,
     text_evidence,
 )
+from calibit.comparison.generated import compare_generated
 from calibit.comparison.pairing import Paired, RunLike, as_run, cluster_labels, pair
 from calibit.comparison.result import Comparison, Flips
 from calibit.comparison.tables import slice_keys, slice_table
@@ -80,6 +82,8 @@ def compare(
     draw = Resampling(level, resamples, seed, cluster_labels(paired, clusters))
     first, second = (panel(one, bins=bins, resampling=draw) for one in (paired.a, paired.b))
     texts, warnings = compare_texts(a, b, replace(draw, clusters=None))
+    continuations = compare_continuations(a, b, draw)
+    generated = compare_generated(a, b, draw, allow_partial=allow_partial)
     known = paired.a.labelled
     right_a, right_b, own = paired.a.take(known), paired.b.take(known), draw.take(known)
     searches, search = _searches(first, second, right_a, own)
@@ -97,6 +101,9 @@ def compare(
         mcnemar=_mcnemar(flips),
         **divergences(paired.a, paired.b, resampling=draw),
         texts=tuple(texts),
+        workload=continuations.workload,
+        parallel=continuations.parallel,
+        generated=generated.tasks,
         slices=tuple(slice_table(right_a, right_b, own)),
         worst_slices=searches,
         search=search,
@@ -105,8 +112,16 @@ def compare(
         controls=controls_of(paired, extra or ExtraRuns(), draw),
         points=_points(right_a, right_b),
         checks=checks_of(a, b, paired),
-        warnings=(*paired.warnings, *warnings, *_uncompared(a), *_notes(paired, draw)),
-        evidence=_evidence(first, second, a, b, replace(draw, clusters=None)),
+        warnings=(
+            *paired.warnings,
+            *warnings,
+            *continuations.warnings,
+            *generated.warnings,
+            *_uncompared(a),
+            *_notes(paired, draw),
+        ),
+        evidence=_evidence(first, second, a, b, replace(draw, clusters=None))
+        | {**continuations.evidence, **generated.evidence},
     )
 
 
@@ -178,7 +193,7 @@ def _notes(paired: Paired, draw: Resampling) -> list[str]:
             "resampled whole; McNemar's test takes items as independent"
         )
     if not paired.a.n:
-        notes.append("the runs hold no items: only texts were compared")
+        notes.append("the runs hold no multiple-choice items")
     elif not paired.a.labelled.any():
         notes.append("no item is labelled: accuracy and calibration are undefined")
     for name, scores in (("reference", paired.a), ("candidate", paired.b)):

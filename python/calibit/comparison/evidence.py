@@ -16,6 +16,7 @@ from calibit.measures.resampling import Resampling
 from calibit.measures.slice_search import SliceSearch, worst_slice
 from calibit.measures.slices import Slices
 from calibit.measures.summaries import Panel
+from calibit.measures.token_level import token_units
 
 DAMAGES: Mapping[str, int] = {
     "acc": -1,
@@ -29,7 +30,7 @@ DAMAGES: Mapping[str, int] = {
 SLICED = ("acc", "conf_true", "nll")
 """Damages that are searched for their worst slice."""
 
-UNITS = {"nll": "nats", "text_nll": "nats"}
+UNITS = {"nll": "nats", "text_nll": "nats", "token_kl": "nats"}
 
 Bounds = tuple[float, float]
 
@@ -137,6 +138,29 @@ def text_evidence(
         "nats",
         units="windows",
     )
+
+
+def per_token_evidence(
+    metric: str, damage: np.ndarray, clusters: np.ndarray, resampling: Resampling
+) -> Evidence:
+    """Damage that is a mean over tokens; prompts are the units.
+
+    Args:
+        metric: metric id.
+        damage: float64 [n], per token.
+        clusters: [n] prompt of each token.
+        resampling: level, resamples and seed.
+    """
+    units = token_units(damage, clusters)
+
+    def at(level: float) -> Bounds:
+        return _ends(window_interval(units, replace(resampling, level=level)))
+
+    sd = float(np.std(units[:, 0] / units[:, 1], ddof=1)) if len(units) > 1 else 0.0
+    method = window_interval(units, resampling).method
+    unit = UNITS.get(metric, "")
+    value = float(damage.mean())
+    return Evidence(metric, value, len(units), sd, method, at, unit, units="prompts")
 
 
 def slice_searches(

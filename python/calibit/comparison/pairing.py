@@ -102,8 +102,8 @@ def pair(a: RunLike, b: RunLike, *, rule: str, allow_partial: bool) -> Paired:
         raise ValueError("[compare] expected common items, got none asked in the same words")
     unpaired = (sides[0].n - len(common), sides[1].n - len(common))
     chosen = [_select(scores, common) for scores in sides]
-    _refuse("number of choices", _differing(common, *([len(z) for z in s.z] for s in chosen)))
-    _refuse("right answer", _differing(common, *(s.gold.tolist() for s in chosen)))
+    refuse("number of choices", _differing(common, *([len(z) for z in s.z] for s in chosen)))
+    refuse("right answer", _differing(common, *(s.gold.tolist() for s in chosen)))
     if any(unpaired):
         warnings.append(
             f"only {len(common)} items are in both runs: {unpaired[0]} of a and {unpaired[1]} of b "
@@ -261,7 +261,7 @@ def _same_prompts(a: Side, b: Side, common: Sequence[Key], allow_partial: bool) 
 
 def _without(kept: list[Key], differing: list[Key], words: str, allow_partial: bool) -> list[Key]:
     if not allow_partial:
-        _refuse(words, differing)
+        refuse(words, differing)
     gone = set(differing)
     return [key for key in kept if key not in gone]
 
@@ -270,7 +270,12 @@ def _differing(keys: Sequence[Key], a: Sequence[Any], b: Sequence[Any]) -> list[
     return [key for key, left, right in zip(keys, a, b, strict=True) if left != right]
 
 
-def _refuse(what: str, keys: list[Key]) -> None:
+def refuse(what: str, keys: list[Key]) -> None:
+    """Refuse to compare items that differ, naming the first.
+
+    Raises:
+        ValueError: if there are any.
+    """
     if keys:
         raise ValueError(
             f"[compare] expected the same {what} per item in both runs, got {len(keys)} items that "

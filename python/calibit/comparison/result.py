@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibit.comparison.continuations import ParallelComparison, WorkloadComparison
 from calibit.comparison.controls import Controls
 from calibit.comparison.evidence import Evidence
+from calibit.comparison.generated import GeneratedTask
 from calibit.comparison.texts import TextComparison
 from calibit.measures.binning import ReliabilityBin
 from calibit.measures.estimate import Estimate, plain
@@ -62,6 +64,9 @@ class Comparison:
         mcnemar: exact and mid-p test of the changed answers; None without labels.
         kl_ab, kl_ba, jsd, js_distance, tv: divergences of the distributions over choices.
         texts: perplexity on every text of both runs.
+        workload: the reference's continuations of the user's prompts, token by token; None without.
+        parallel: parallel texts, language by language.
+        generated: tasks answered in free text.
         slices: per slice key and value: n, d_acc, d_conf_true with intervals of their own.
         worst_slices: damage -> worst-slice search over the declared slices (simultaneous bounds).
         search: exploratory search for conf_true, also over quartiles of entropy and pairs of
@@ -88,6 +93,9 @@ class Comparison:
     js_distance: Estimate
     tv: Estimate
     texts: tuple[TextComparison, ...] = ()
+    workload: WorkloadComparison | None = None
+    parallel: tuple[ParallelComparison, ...] = ()
+    generated: tuple[GeneratedTask, ...] = ()
     slices: tuple[Mapping[str, Any], ...] = ()
     worst_slices: Mapping[str, SliceSearch] = field(default_factory=dict)
     search: SliceSearch | None = None
@@ -120,6 +128,9 @@ class Comparison:
         for name in ("kl_ab", "kl_ba", "jsd", "js_distance", "tv"):
             out[name] = getattr(self, name).to_dict()
         out["texts"] = [text.to_dict() for text in self.texts]
+        out["workload"] = None if self.workload is None else self.workload.to_dict()
+        out["parallel"] = [one.to_dict() for one in self.parallel]
+        out["generated"] = [one.to_dict() for one in self.generated]
         out["ppl"] = out["texts"][0] if self.texts else None
         out["slices"] = plain(self.slices)
         out["worst_slice"] = plain(self.worst_slice)

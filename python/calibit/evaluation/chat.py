@@ -15,6 +15,7 @@ from calibit.evaluation.identity import text_hash
 
 if TYPE_CHECKING:
     from calibit.tasks import Item
+    from calibit.tasks.prompts import Prompt
 
 
 def in_template(items: Sequence[Item], tokenizer: Any) -> list[Item]:
@@ -36,7 +37,7 @@ def in_template(items: Sequence[Item], tokenizer: Any) -> list[Item]:
         turns = [{"role": "user", "content": context.removeprefix(item.system)}]
         if item.system:
             turns.insert(0, {"role": "system", "content": item.system})
-        return _rendered(tokenizer, turns, item)
+        return _rendered(tokenizer, turns, item.id)
 
     return [
         replace(
@@ -50,6 +51,24 @@ def in_template(items: Sequence[Item], tokenizer: Any) -> list[Item]:
     ]
 
 
+def rendered_prompt(prompt: Prompt, tokenizer: Any, *, chat: bool) -> str:
+    """What the model is shown of a prompt: its text, or its turns in the chat template.
+
+    Args:
+        prompt: text or turns.
+        tokenizer: any Hugging Face tokenizer; with a chat template where one is needed.
+        chat: put a plain text into the template too, as one user turn.
+
+    Raises:
+        ValueError: if there is no template, or it refuses the turns.
+    """
+    turns = [dict(turn) for turn in prompt.messages]
+    if not turns and not chat:
+        return prompt.prompt
+    template_hash(tokenizer)
+    return _rendered(tokenizer, turns or [{"role": "user", "content": prompt.prompt}], prompt.id)
+
+
 def template_hash(tokenizer: Any) -> str:
     """SHA-256 of the chat template.
 
@@ -59,13 +78,13 @@ def template_hash(tokenizer: Any) -> str:
     template = getattr(tokenizer, "chat_template", None)
     if not isinstance(template, str):
         raise ValueError(
-            "[evaluate] expected a tokenizer with one chat template for apply_chat_template, got "
+            "[evaluate] expected a tokenizer with one chat template, got "
             f"{'several' if template else 'none'}"
         )
     return text_hash(template)
 
 
-def _rendered(tokenizer: Any, turns: list[dict[str, str]], item: Item) -> str:
+def _rendered(tokenizer: Any, turns: list[dict[str, str]], name: str) -> str:
     from jinja2 import TemplateError
 
     try:
@@ -73,5 +92,5 @@ def _rendered(tokenizer: Any, turns: list[dict[str, str]], item: Item) -> str:
     except TemplateError as error:
         raise ValueError(
             f"[evaluate] expected the chat template to take the turns "
-            f"{', '.join(turn['role'] for turn in turns)} of item {item.id!r}, got: {error}"
+            f"{', '.join(turn['role'] for turn in turns)} of {name!r}, got: {error}"
         ) from error

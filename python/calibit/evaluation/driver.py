@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,18 @@ from calibit.evaluation.batching import Batch, plan, tokens_of
 from calibit.evaluation.chat import in_template, template_hash
 from calibit.evaluation.checking import choose_method
 from calibit.evaluation.folder import RunFolder
+from calibit.evaluation.forcing import Reference
 from calibit.evaluation.job import Job, Options, collect_items, collect_texts
-from calibit.evaluation.records import doc_lines, item_lines
+from calibit.evaluation.outputs import Asking
+from calibit.evaluation.records import doc_lines, item_lines, prompt_lines
 from calibit.evaluation.scoring import ChoiceScores, Scorer
 from calibit.evaluation.text import Text
 from calibit.footprint import PeakMemory, measure_memory, measure_speed, versions
 from calibit.runs import Run, TokenLosses
 
 if TYPE_CHECKING:
-    from calibit.tasks import Item
+    from calibit.tasks import Item, Prompt
+    from calibit.tasks.parallel import ParallelText
 
 BATCH_TOKENS = 2048
 """Tokens of a batch by default: a few seconds of a small model on a CPU, which is what a killed run
@@ -42,8 +46,8 @@ class Progress:
     """How far an evaluation is.
 
     Attributes:
-        stage: `items` or `text`.
-        done, total: tokens through the model, both stages together.
+        stage: `items`, `text`, `generate` or `forced`.
+        done, total: tokens through the model, all stages together.
         seconds: since this process began to score.
         remaining: estimate of the seconds left; None before this process has finished a batch.
     """
@@ -58,9 +62,12 @@ class Progress:
 def evaluate(
     model: Any,
     tokenizer: Any,
-    tasks: Sequence[str | Item] = (),
+    tasks: Sequence[str | Item | Prompt] = (),
     *,
     text: Text | str | Path | Sequence[Text] | None = None,
+    workload: str | Path | Sequence[Prompt] | None = None,
+    parallel: ParallelText | Sequence[ParallelText] | None = None,
+    reference: Run | str | Path | None = None,
     out: str | Path | None = None,
     scheme: str = "none",
     limit: int | None = None,
@@ -85,8 +92,14 @@ def evaluate(
     Args:
         model: any Hugging Face causal language model, quantized or not.
         tokenizer: its tokenizer.
-        tasks: task names as for `calibit.tasks.load`, or items.
+        tasks: task names as for `calibit.tasks.load`, or items and prompts.
         text: texts whose tokens are scored; a path is read as one text under the `gptq` protocol.
+        workload: prompts of the user, or their file (`calibit.tasks.read_prompts`): the model
+            continues them greedily, and every token of that is recorded.
+        parallel: parallel texts (`calibit.tasks.read_parallel`), every token of which is recorded.
+        reference: the run of the model to compare with, on disk: its workload and parallel texts
+            are put through this model token by token, and the divergence at every one is recorded.
+            Takes the place of `workload` and `parallel`.
         out: folder of the run. A run of the same job in it is continued, or returned where it is
             finished; anything else is refused. None keeps the run in memory.
         scheme: label of what was done to the weights.
@@ -133,23 +146,49 @@ def evaluate(
         template_hash(tokenizer) if apply_chat_template else None,
     )
     items, texts = collect_items(tasks, limit=limit, seed=seed), collect_texts(text)
+    asked = _asking(items, workload, parallel, reference)
+    free = set(map(id, asked.prompts))
+    items = [item for item in items if id(item) not in free]
     items = in_template(items, tokenizer) if apply_chat_template else items
-    if not items and not texts:
+    if not items and not texts and not asked:
         raise ValueError("[evaluate] expected tasks with items, or a text, got neither")
     with (
         _evaluating(model),
         nullcontext(out) if out is not None else tempfile.TemporaryDirectory() as folder,
     ):
-        job = Job.prepare(model, tokenizer, items, texts, options)
+        job = Job.prepare(model, tokenizer, items, texts, options, asked)
         with RunFolder.open(folder, job.identity, resume=resume) as stored:
             if not stored.complete:
-                _run(job, stored, speed=speed, command=command, progress=progress)
+                _run(job, tokenizer, stored, speed=speed, command=command, progress=progress)
         run = Run.load(folder)
     return run if out is not None else run.detached()
 
 
+def _asking(
+    items: Sequence[Any],
+    workload: str | Path | Sequence[Prompt] | None,
+    parallel: ParallelText | Sequence[ParallelText] | None,
+    reference: Run | str | Path | None,
+) -> Asking:
+    from calibit.tasks.parallel import ParallelText
+    from calibit.tasks.prompts import Prompt, read_prompts
+
+    prompts = [item for item in items if isinstance(item, Prompt)]
+    if reference is not None:
+        if workload or parallel:
+            raise ValueError(
+                "[evaluate] expected a reference or a workload and parallel texts, got both: the "
+                "reference's own are taken"
+            )
+        return Asking(prompts, reference=Reference(reference))
+    texts = [parallel] if isinstance(parallel, ParallelText) else list(parallel or ())
+    own = read_prompts(workload) if isinstance(workload, str | Path) else list(workload or ())
+    return Asking(prompts, own, texts)
+
+
 def _run(
     job: Job,
+    tokenizer: Any,
     folder: RunFolder,
     *,
     speed: str | None,
@@ -165,6 +204,8 @@ def _run(
     with PeakMemory() as peak:
         _score_items(job, folder, scorer, batches, report)
         meta["scoring"]["nonfinite_tokens"] = _score_texts(job, folder, scorer, report)
+        more, answered = job.outputs.run(job.model, tokenizer, scorer.head, folder, report)
+    meta |= more
     meta["footprint"] = measure_memory(job.model).to_dict()
     meta["footprint"] |= {"peak_rss": peak.bytes, "peak_rss_since": peak.since}
     meta["speed"] = measure_speed(job.model, quick=speed == "quick").to_dict() if speed else None
@@ -172,8 +213,9 @@ def _run(
     scores = _collect(folder, batches, len(job.encoded))
     without = [scores[index] for index in job.alone] if job.alone else None
     n = len(job.items)
-    lines = item_lines(job.items, job.encoded[:n], scores[:n], without)
-    folder.finish(meta, lines, doc_lines(job.items) if job.options.store_docs else None)
+    lines = chain(item_lines(job.items, job.encoded[:n], scores[:n], without), answered)
+    docs = chain(doc_lines(job.items), prompt_lines(job.outputs.asked))
+    folder.finish(meta, lines, docs if job.options.store_docs else None)
 
 
 def _begin(job: Job, folder: RunFolder, command: str | None) -> dict[str, Any]:
@@ -285,9 +327,11 @@ class _Reporter:
             ("text", i): len(shard) * max(len(windows[j]) for j in shard)
             for i, (windows, shard) in enumerate(rows)
         }
+        self.cost |= job.outputs.costs()
         self.total = sum(self.cost.values())
         stored = [("items", i) for i in range(len(folder.batches))]
         stored += [("text", i) for i in range(len(rows)) if folder.has_tokens(i)]
+        stored += job.outputs.stored(folder)
         self.before = self.done = sum(self.cost[key] for key in stored)
         self.begun = time.perf_counter()
 

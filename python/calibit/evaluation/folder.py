@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,14 @@ import numpy as np
 
 from calibit.runs import (
     DOCS,
+    FORCED,
+    GENERATED,
     ITEMS,
     MANIFEST,
     META,
     PART,
     SCHEMA,
+    SEQUENCES,
     TokenLosses,
     join_shards,
     read_json,
@@ -104,6 +108,32 @@ class RunFolder:
         """The losses of several shards, sorted into text order."""
         return join_shards(self.path, shards)
 
+    def has(self, name: str) -> bool:
+        """Whether a file is in place."""
+        return (self.path / name).is_file()
+
+    def add_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Store a JSON Lines file."""
+        self._place(name)
+        _write_lines(self.path / name, lines)
+
+    def add_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store named arrays (.npz)."""
+        with _replacing(self._place(name)) as draft, draft.open("wb") as stream:
+            np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
+
+    def add_array(self, name: str, array: np.ndarray) -> None:
+        """Store one array (.npy)."""
+        with _replacing(self._place(name)) as draft, draft.open("wb") as stream:
+            np.save(stream, array)
+
+    def add_tensors(self, name: str, tensors: Mapping[str, Any]) -> None:
+        """Store tensors (safetensors)."""
+        from safetensors.torch import save_file
+
+        with _replacing(self._place(name)) as draft:
+            save_file(dict(tensors), draft)
+
     def finish(
         self,
         meta: Mapping[str, Any],
@@ -117,12 +147,25 @@ class RunFolder:
         _write_json(self.path / META, meta)
         names = [META, ITEMS, *([DOCS] if docs is not None else [])]
         names += sorted(f"tokens/{file.name}" for file in (self.path / "tokens").glob("*.npz"))
+        names += [SEQUENCES] if self.has(SEQUENCES) else []
+        names += sorted(
+            f"{FORCED}/{file.name}"
+            for file in (self.path / FORCED).glob("*")
+            if file.suffix != ".tmp"
+        )
         _write_json(
             self.path / MANIFEST,
             {"schema": SCHEMA, "sha256": {name: sha256_of(self.path / name) for name in names}},
         )
         for left in (self.path / PART, *self.path.glob("**/*.tmp")):
             left.unlink(missing_ok=True)
+        if (self.path / GENERATED).is_dir():
+            shutil.rmtree(self.path / GENERATED)
+
+    def _place(self, name: str) -> Path:
+        target = self.path / name
+        target.parent.mkdir(exist_ok=True)
+        return target
 
     def _shard(self, shard: int) -> Path:
         return self.path / "tokens" / f"{shard:04d}.npz"
@@ -130,7 +173,8 @@ class RunFolder:
 
 def holds_work(folder: Path) -> bool:
     """Whether a run's folder holds anything that took work: the manifest, a batch, a shard."""
-    if (folder / MANIFEST).is_file() or any(folder.glob("tokens/*.npz")):
+    kept = ("tokens/*.npz", f"{FORCED}/*.npz", f"{GENERATED}/*.jsonl")
+    if (folder / MANIFEST).is_file() or any(any(folder.glob(one)) for one in kept):
         return True
     part = folder / PART
     return part.is_file() and part.stat().st_size > 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibit.evaluation.encoding import EncodedChoices, Encoder, context_length, encode_items
 from calibit.evaluation.identity import contexts_of, tokenizer_hash
+from calibit.evaluation.outputs import Asking, Outputs
 from calibit.evaluation.records import describe_tasks, describe_texts
 from calibit.evaluation.text import Text, Windows, make_windows, plan_windows
 from calibit.fingerprint import weight_hash
@@ -17,7 +18,7 @@ from calibit.footprint import kernels_of
 from calibit.runs import SCHEMA
 
 if TYPE_CHECKING:
-    from calibit.tasks import Item
+    from calibit.tasks import Item, Prompt
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Job:
         texts: the texts as windows.
         shards: per text the window indices of each shard of token losses.
         options: settings.
+        outputs: prompts and continuations.
         identity: the entries of run.json that make two jobs the same.
     """
 
@@ -57,6 +59,7 @@ class Job:
     texts: Sequence[Windows]
     shards: Sequence[Sequence[tuple[int, ...]]]
     options: Options
+    outputs: Outputs
     identity: Mapping[str, Any]
 
     @classmethod
@@ -67,8 +70,9 @@ class Job:
         items: Sequence[Item],
         texts: Sequence[Text],
         options: Options,
+        asked: Asking,
     ) -> Job:
-        """Encode items and texts, plan the shards, hash what identifies the job."""
+        """Encode items, texts and prompts, plan the shards, hash what identifies the job."""
         length = options.max_length or context_length(model.config, tokenizer)
         encoder = Encoder(tokenizer, bos=options.bos)
         pairs = [(contexts_of(item), _continuations(item)) for item in items]
@@ -76,6 +80,13 @@ class Job:
         index = {choices: len(pairs) + place for place, choices in enumerate(sets)}
         windows = [make_windows(encoder, text, max_length=length) for text in texts]
         shards = [plan_windows(each.rows, batch_tokens=options.batch_tokens) for each in windows]
+        outputs = Outputs.prepare(
+            encoder,
+            asked,
+            max_length=length,
+            batch_tokens=options.batch_tokens,
+            chat=options.chat_template is not None,
+        )
         identity = {
             "schema": SCHEMA,
             "scheme": options.scheme,
@@ -93,6 +104,8 @@ class Job:
             "text": describe_texts(windows, shards),
             "weight_hash": weight_hash(model),
         }
+        if outputs:
+            identity["outputs"] = outputs.identity
         if options.chat_template is not None:
             identity["chat_template_hash"] = options.chat_template
         encoded = encode_items(
@@ -101,20 +114,23 @@ class Job:
             max_length=length,
         )
         alone = [index[choices] for _, choices in pairs] if sets else []
-        return cls(model, items, encoded, alone, windows, shards, options, identity)
+        return cls(model, items, encoded, alone, windows, shards, options, outputs, identity)
 
 
 def _continuations(item: Any) -> tuple[str, ...]:
     return tuple(item.delimiter + choice for choice in item.choices)
 
 
-def collect_items(tasks: Sequence[str | Item], *, limit: int | None, seed: int) -> list[Item]:
-    """Load tasks given by name, keep items as they are, sample each task down to `limit`.
+def collect_items(
+    tasks: Sequence[str | Item | Prompt], *, limit: int | None, seed: int
+) -> list[Any]:
+    """Load tasks given by name, keep items and prompts as they are, sample each task down to
+    `limit`.
 
     Raises:
         ValueError: if an id comes twice in a task.
     """
-    items: list[Item] = []
+    items: list[Any] = []
     for task in [tasks] if isinstance(tasks, str) else tasks:
         if isinstance(task, str):
             from calibit.tasks import load
@@ -122,7 +138,7 @@ def collect_items(tasks: Sequence[str | Item], *, limit: int | None, seed: int) 
             items.extend(load(task))
         else:
             items.append(task)
-    by_task: dict[str, list[Item]] = {}
+    by_task: dict[str, list[Any]] = {}
     seen: set[tuple[str, str]] = set()
     for item in items:
         if (item.task, item.id) in seen:

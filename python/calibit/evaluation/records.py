@@ -14,6 +14,7 @@ from calibit.measures.self_audit import NOT_FINITE, SPECIAL_START
 from calibit.runs import CONTINUATION
 
 if TYPE_CHECKING:
+    from calibit.evaluation.outputs import Asked
     from calibit.tasks import Item
 
 
@@ -104,6 +105,15 @@ def doc_lines(items: Sequence[Item]) -> Iterator[dict[str, Any]]:
             "delimiter": item.delimiter,
             "choices": list(item.choices),
         }
+
+
+def prompt_lines(asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    """Lines of docs.jsonl of prompts, in their order."""
+    for one in asked:
+        if one.text:
+            answer = None if one.prompt.answer is None else one.prompt.answer.to_dict()
+            ids = {"id": one.prompt.id, "task": one.prompt.task}
+            yield {**ids, "prompt": one.text, "answer": answer}
 
 
 def _not_finite(score: ChoiceScores | None) -> str | None:

@@ -143,13 +143,21 @@ def greedy_prefix(
             f"[greedy_prefix] expected the same prompts in a and b, "
             f"got {len(texts_a)} and {len(texts_b)}"
         )
-    shares = [
-        _common(a, b) / len(a) if len(a) else None for a, b in zip(texts_a, texts_b, strict=True)
-    ]
+    shares = prefix_shares(texts_a, texts_b)
     same = [list(a) == list(b) for a, b in zip(texts_a, texts_b, strict=True)]
     return _mean_over_texts(
         "greedy_prefix", shares, {"identical": float(np.mean(same)) if same else None}
     )
+
+
+def prefix_shares(
+    texts_a: Sequence[Sequence[Hashable]], texts_b: Sequence[Sequence[Hashable]]
+) -> list[float | None]:
+    """Per prompt the length of the common token prefix, divided by the length of a's text; None
+    where that is empty."""
+    return [
+        _common(a, b) / len(a) if len(a) else None for a, b in zip(texts_a, texts_b, strict=True)
+    ]
 
 
 def _n_grams(text: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:

@@ -6,6 +6,7 @@ Standard errors are population sd / sqrt(n - 1).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from calibit.measures.distributions import Distributions
+from calibit.measures.estimate import Estimate, undefined
 from calibit.measures.fidelity import kl_values
+from calibit.measures.paired import cluster_index
+from calibit.measures.perplexity import window_interval
+from calibit.measures.resampling import Resampling
 
 _KL_PERCENTILES = (99.9, 99, 95, 90, 50, 10, 5, 1, 0.1)
 _DELTA_PERCENTILES = (99.9, 99, 95, 90, 75, 50, 25, 10, 5, 1, 0.1)
@@ -136,6 +141,42 @@ def token_fidelity(base_logits: ArrayLike, logits: ArrayLike, tokens: ArrayLike)
     return TokenFidelity(
         -log_p, -log_q, kl_values(p, q), q_true - p_true, same, p.confidence, p.entropy
     )
+
+
+def token_mean(
+    metric: str,
+    values: ArrayLike,
+    clusters: Sequence[object] | np.ndarray,
+    *,
+    resampling: Resampling | None = None,
+    unit: str = "",
+) -> Estimate:
+    """Mean over tokens; the units of its interval are whole texts (prompts, documents).
+
+    Args:
+        metric: metric id.
+        values: float [n], one per token; one that is not finite leaves the mean undefined.
+        clusters: [n] text of each token.
+        resampling: asks for an interval, see `calibit.measures.perplexity.window_interval`.
+        unit: unit of the values.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    if not len(given):
+        return undefined(metric, "no tokens", unit=unit)
+    bad = int(np.count_nonzero(~np.isfinite(given)))
+    if bad:
+        return undefined(metric, f"{bad} tokens have no finite value", n=len(given), unit=unit)
+    units = token_units(given, clusters)
+    out = Estimate(
+        metric, float(given.mean()), n=len(given), unit=unit, extra={"clusters": len(units)}
+    )
+    return out if resampling is None else out.with_interval(window_interval(units, resampling))
+
+
+def token_units(values: np.ndarray, clusters: Sequence[object] | np.ndarray) -> np.ndarray:
+    """Sum and number of the tokens of each text, float64 [texts, 2]."""
+    labels = cluster_index(clusters, len(values))
+    return np.stack([np.bincount(labels, values), np.bincount(labels)], axis=1)
 
 
 def kl_top_k(base: Distributions, other: Distributions, k: int, *, tail: str = "bin") -> np.ndarray:

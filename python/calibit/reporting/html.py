@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibit.reporting import cards, controls, numbers, panels, tables, view, wording
+from calibit.reporting import cards, controls, numbers, panels, tables, view, wording, written
 from calibit.reporting.view import Audit, Points
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _SECTIONS = (
     ("initial", "By initial confidence", "by_initial"),
     ("slices", "Slices", "slices"),
     ("flips", "Changed answers", "flips"),
+    ("written", "Answers in free text", "written"),
+    ("workload", "Your prompts", "workload"),
+    ("languages", "Languages", "languages"),
     ("anatomy", "Where answers changed", "anatomy"),
     ("system", "Thresholds and repair", "system"),
     ("real", "Noise and direction", "real"),
@@ -114,7 +117,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "calibrations": view.calibrations(audit),
         "mcnemar_text": wording.MCNEMAR,
         "peak_text": wording.PEAK_MEMORY,
-        "results": _grouped(view.rows(audit, details=True)),
+        "results": _grouped(written.rows(audit, details=True)),
         "trade_off": panels.trade_off(audit),
         "trade_off_text": wording.TRADE_OFF,
         "reliability": panels.reliability(measured),
@@ -123,6 +126,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "slices": tables.slices(measured),
         "worst_slices": tables.worst_slices(measured),
         "flips": tables.flips(measured),
+        **written.context(measured),
         **controls.context(measured),
         "speed": tables.speed(audit, measured),
         "speed_text": _speed_text(audit),

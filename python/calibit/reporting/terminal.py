@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.jupyter import JupyterMixin
 from rich.text import Text
 
-from calibit.reporting import numbers, view, wording
+from calibit.reporting import numbers, view, wording, written
 from calibit.reporting.view import Audit, Cell, Row
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def audit_table(audit: Audit) -> RenderableType:
     Args:
         audit: the content of `audit.json`.
     """
-    rows, measured = view.rows(audit), view.succeeded(audit)
+    rows, measured = written.rows(audit), view.succeeded(audit)
     names = [str(one["scheme"]) for one in measured]
     verdicts = [str(one["verdict"]["verdict"]) for one in measured]
 

@@ -443,7 +443,7 @@ def run_rows(meta: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[
     Args:
         meta: `run.json`.
         metrics: metric id -> estimate as a mapping; `ppl:NAME` for the texts, `greedy:TASK` for
-            tasks with a single choice.
+            tasks with a single choice, `right:TASK` for those answered in free text.
     """
     found = []
     for metric in (*METRICS, *DETAILS):
@@ -453,10 +453,11 @@ def run_rows(meta: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[
         value = f"{metric.level.value(one['value'])} {metric.unit}".rstrip()
         found.append((metric.label, value, metric.level.interval(one["lower"], one["upper"])))
     for name, one in metrics.items():
-        if name.startswith("greedy:"):
+        kind, _, task = name.partition(":")
+        if kind in ("greedy", "right"):
             level = METRICS[0].level
             share = f"{level.value(one['value'])} {METRICS[0].unit}".rstrip()
-            label = f"accuracy of {name.removeprefix('greedy:')}, greedy"
+            label = f"accuracy of {task}, {'greedy' if kind == 'greedy' else 'in free text'}"
             found.append((label, share, level.interval(one["lower"], one["upper"])))
         if name.startswith("ppl:"):
             value = numbers.fixed(one["value"], digits=2)

@@ -50,6 +50,8 @@ _GATE_WORDS = {
     "brier": ("Brier score", "", 1.0, 3),
     "brier_top1": ("Brier score of the top answer", "", 1.0, 3),
     "text_nll": ("NLL of the text", "nats", 1.0, 3),
+    "gen_acc": ("accuracy of free-text answers", "points", 100.0, 1),
+    "token_kl": ("token KL on the workload", "nats", 1.0, 4),
 }
 _WORST = "worst_slice."
 

@@ -119,7 +119,8 @@ def _gates(comparison: Comparison, policy: Policy) -> tuple[Gate, ...]:
 
 def _missing(comparison: Comparison, policy: Policy, any_gate: bool) -> list[str]:
     overall = [name for name in policy.margins if not name.startswith(WORST)]
-    absent = [name for name in overall if name not in comparison.evidence]
+    known = {*comparison.evidence, *policy.optional}
+    absent = [name for name in overall if name not in known]
     if absent:
         return [missing_sentence(absent, labelled=bool(comparison.protocol["n_labelled"]))]
     return [] if any_gate else ["Nothing was judged: no slice has enough items."]

@@ -11,7 +11,7 @@ from typing import Any
 from calibit.comparison.evidence import DAMAGES, SLICED
 
 WORST = "worst_slice."
-METRICS = (*DAMAGES, "text_nll", *(WORST + name for name in SLICED))
+METRICS = (*DAMAGES, "text_nll", "gen_acc", "token_kl", *(WORST + name for name in SLICED))
 
 _REFUSED = {
     "ece": "its interval misses the truth too often where a candidate is sharper; "
@@ -21,6 +21,7 @@ _REFUSED = {
 }
 _ALIASES = {"ece_mass": "ece", "d_ece": "ece", "mce": "ece", "flips": "all_flips", "kl_ab": "kl"}
 _MARGINS = {"acc": 0.03, "conf_true": 0.02, "nll": 0.03}
+_WHERE_ASKED = {"gen_acc": 0.03}
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,19 @@ class Policy:
         margins: metric -> margin above 0. Metrics are those of METRICS; `worst_slice.acc` and the
             like judge the worst declared slice.
         name: printed beside the verdict.
+        optional: metrics that are judged where the runs hold what it takes, and else not missed.
 
     Raises:
         ValueError: for an unknown or refused metric, or a margin that is not a number above 0.
     """
 
     margins: Mapping[str, float] = field(
-        default_factory=lambda: _MARGINS | {WORST + key: 2 * m for key, m in _MARGINS.items()}
+        default_factory=lambda: (
+            _MARGINS | {WORST + key: 2 * m for key, m in _MARGINS.items()} | _WHERE_ASKED
+        )
     )
     name: str = "default"
+    optional: frozenset[str] = field(default=frozenset(_WHERE_ASKED), compare=False)
 
     def __post_init__(self) -> None:
         if not self.margins:
@@ -88,7 +93,7 @@ class Policy:
             if problem:
                 raise ValueError(f"[policy] {source}, margins.{metric}: {problem}")
         margins = {str(metric): float(margin) for metric, margin in content["margins"].items()}
-        return cls(margins, str(content.get("name", Path(source).stem)))
+        return cls(margins, str(content.get("name", Path(source).stem)), frozenset())
 
 
 def _problem(metric: object, margin: object) -> str | None:

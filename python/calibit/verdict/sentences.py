@@ -15,6 +15,8 @@ _WORDS = {
     "nll": ("NLL of the right answer", "increase", "nats", 1.0, 4),
     "brier": ("Brier score", "increase", "", 1.0, 4),
     "brier_top1": ("Brier score of the top answer", "increase", "", 1.0, 4),
+    "gen_acc": ("accuracy of free-text answers", "loss", "points", 100.0, 2),
+    "token_kl": ("token KL on the workload", "divergence", "nats", 1.0, 4),
     "text_nll": ("NLL of the text", "increase", "nats per token", 1.0, 4),
 }
 

@@ -1,0 +1,182 @@
+"""Two models' own answers to the same prompts: right or wrong, paired."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from calibit.comparison.evidence import Evidence, accuracy_evidence
+from calibit.comparison.pairing import RunLike, refuse
+from calibit.comparison.tables import accuracy_change
+from calibit.measures.confidence import acc
+from calibit.measures.estimate import Estimate, plain
+from calibit.measures.paired import McNemar, mcnemar, mean_difference
+from calibit.measures.resampling import Resampling
+from calibit.measures.slices import N_MIN
+
+FEWEST_RIGHT = N_MIN
+"""Right answers of the reference from which a loss of them is judged: free text has no chance
+level to stand out from, but a model that answers nothing has nothing to lose."""
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GeneratedTask:
+    """One task answered in free text.
+
+    Attributes:
+        task: its name.
+        n: prompts.
+        rr, rw, wr, ww: right and wrong before and after.
+        a, b: shares of right answers, with Clopper and Pearson's intervals.
+        d_acc: their change, with Tango's interval.
+        mcnemar: exact and mid-p test of the changed answers.
+        same_text: share of prompts that both answer in the same words.
+        d_tokens: change of the length, tokens.
+        limit_a, limit_b: shares of answers cut off at the longest length.
+        slices: per slice key and value: n, a, d_acc.
+        judged: whether the reference is right often enough for a loss to be judged.
+        note: why not.
+    """
+
+    task: str
+    n: int
+    rr: int
+    rw: int
+    wr: int
+    ww: int
+    a: Estimate
+    b: Estimate
+    d_acc: Estimate
+    mcnemar: McNemar
+    same_text: float
+    d_tokens: Estimate
+    limit_a: float
+    limit_b: float
+    slices: tuple[Mapping[str, Any], ...]
+    judged: bool
+    note: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return plain({**vars(self), "mcnemar": asdict(self.mcnemar)})
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The tasks of two runs.
+
+    Attributes:
+        tasks: those of both runs.
+        evidence: for the verdict.
+        warnings: what the reader should know.
+    """
+
+    tasks: tuple[GeneratedTask, ...] = ()
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def compare_generated(
+    a: RunLike, b: RunLike, resampling: Resampling, *, allow_partial: bool = False
+) -> Generated:
+    """Compare the answers that both models wrote.
+
+    Args:
+        a, b: runs of reference and candidate.
+        resampling: of the intervals; its clusters are not used.
+        allow_partial: compare the common prompts where some are missing.
+
+    Raises:
+        ValueError: if prompts are missing in one run, or were asked or judged differently.
+    """
+    draw = replace(resampling, clusters=None)
+    first, second = (_lines(run) for run in (a, b))
+    keys = [key for key in first if key in second]
+    alone = [key for key in (*first, *second) if key not in first or key not in second]
+    if not allow_partial:
+        refuse("prompts answered in free text", alone)
+    for name, words in (("context_hash", "prompt"), ("choices_hash", "right answer")):
+        refuse(words, [key for key in keys if first[key][name] != second[key][name]])
+    if not keys:
+        return Generated()
+    tasks = [
+        _task(name, [(first[key], second[key]) for key in keys if key[0] == name], draw)
+        for name in dict.fromkeys(key[0] for key in keys)
+    ]
+    judged = {one.task for one in tasks if one.judged}
+    pairs = [(first[key], second[key]) for key in keys if key[0] in judged]
+    warnings = tuple(one.note for one in tasks if one.note)
+    return Generated(tuple(tasks), _evidence(pairs, draw) if pairs else {}, warnings)
+
+
+def _lines(run: RunLike) -> dict[tuple[str, str], Line]:
+    read = getattr(run, "generated", None)
+    return {(str(line["task"]), str(line["id"])): line for line in (read() if read else ())}
+
+
+def _evidence(pairs: Sequence[tuple[Line, Line]], draw: Resampling) -> dict[str, Evidence]:
+    before, after = _right(pairs)
+    return {"gen_acc": replace(accuracy_evidence(before, after, draw), metric="gen_acc")}
+
+
+def _right(pairs: Sequence[tuple[Line, Line]]) -> tuple[np.ndarray, np.ndarray]:
+    table = np.array([[one["correct"] for one in pair] for pair in pairs], dtype=np.float64)
+    return table[:, 0], table[:, 1]
+
+
+def _task(name: str, pairs: Sequence[tuple[Line, Line]], draw: Resampling) -> GeneratedTask:
+    before, after = _right(pairs)
+    cells = Counter(zip(before.tolist(), after.tolist(), strict=True))
+    rw, wr = cells[1.0, 0.0], cells[0.0, 1.0]
+    lengths = np.array([b["tokens"] - a["tokens"] for a, b in pairs], dtype=np.float64)
+    right = int(before.sum())
+    return GeneratedTask(
+        task=name,
+        n=len(pairs),
+        rr=cells[1.0, 1.0],
+        rw=rw,
+        wr=wr,
+        ww=cells[0.0, 0.0],
+        a=acc(before, resampling=draw),
+        b=acc(after, resampling=draw),
+        d_acc=accuracy_change(before, after, draw),
+        mcnemar=mcnemar(rw, wr),
+        same_text=float(np.mean([a["text"] == b["text"] for a, b in pairs])),
+        d_tokens=mean_difference(lengths, metric="d_tokens", resampling=draw),
+        limit_a=float(np.mean([not a["ended"] for a, _ in pairs])),
+        limit_b=float(np.mean([not b["ended"] for _, b in pairs])),
+        slices=tuple(_slices(pairs, draw)),
+        judged=right >= FEWEST_RIGHT,
+        note=None if right >= FEWEST_RIGHT else _too_few(name, right, len(pairs)),
+    )
+
+
+def _too_few(name: str, right: int, n: int) -> str:
+    return (
+        f"the reference answers only {right} of {n} prompts of {name} right, fewer than "
+        f"{FEWEST_RIGHT}: there is too little to lose, and no loss was judged"
+    )
+
+
+def _slices(pairs: Sequence[tuple[Line, Line]], draw: Resampling) -> list[dict[str, Any]]:
+    members: dict[tuple[str, str], list[int]] = {}
+    for index, (line, _) in enumerate(pairs):
+        for key, value in line["slices"].items():
+            members.setdefault((key, str(value)), []).append(index)
+    before, after = _right(pairs)
+    return [
+        {
+            "key": key,
+            "value": value,
+            "n": len(items),
+            "a": float(before[items].mean()),
+            "d_acc": accuracy_change(before[items], after[items], draw),
+        }
+        for (key, value), items in sorted(members.items())
+    ]
