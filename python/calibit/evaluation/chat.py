@@ -92,5 +92,5 @@ def _rendered(tokenizer: Any, turns: list[dict[str, str]], name: str) -> str:
     except TemplateError as error:
         raise ValueError(
             f"[evaluate] expected the chat template to take the turns "
-            f"{', '.join(turn['role'] for turn in turns)} of {name!r}, got: {error}"
+            f"{', '.join(turn['role'] for turn in turns)} of item {name!r}, got: {error}"
         ) from error
