@@ -137,6 +137,24 @@ def head_confidence(
     return _finish(tuple(t.numpy() for t in state), labels, other is not None, len(head))
 
 
+def normalizers(logits: Tensor) -> tuple[Array, Array]:
+    """Log-sum-exp and first largest of each row, as `token_confidence`, with no row refused.
+
+    Args:
+        logits: ``[M, V]``, float32, bfloat16 or float16, on the CPU.
+
+    Returns:
+        Log-sum-exp, float64 ``[M]``, NaN for a row with NaN, +infinity or no finite logit; column
+        of the first largest, int64 ``[M]``, -1 for a row with no finite logit.
+    """
+    state = ops.confidence_state(logits.shape[0], 0)
+    ops.confidence_update(*state, logits.detach(), None, None)
+    sums, argmax = state[0].numpy(), state[1].numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = np.where(np.isfinite(sums[:, 1]) & (sums[:, 1] > 0), sums[:, 1], np.nan)
+        return sums[:, 0] + np.log(total), argmax
+
+
 def _stream(
     state: State,
     model: tuple[Tensor, Tensor],

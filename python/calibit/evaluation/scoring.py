@@ -3,9 +3,9 @@
 The output layer runs only at the positions whose prediction is needed. A forward pre-hook on it
 picks them, so that whatever the model does afterwards (soft capping, scaling) stays the model's own
 code; where a check on a few tokens shows that nothing follows, the layer is called in slices
-instead, which bounds the memory of long texts. Log-softmax is `logit - logsumexp(logits)` in
-float32 (torch's own `log_softmax` is about 8e-6 too high over large vocabularies on CPU), and sums
-are float64.
+instead, which bounds the memory of long texts. Log-softmax is `logit - logsumexp(logits)`, of
+float32 exponentials summed in float64 (torch's own `log_softmax` is about 8e-6 too high over large
+vocabularies on CPU), and sums over tokens are float64.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from calibit import next_token
 from calibit.evaluation.batching import Batch, Tokens, Trie, cut
 from calibit.evaluation.encoding import EncodedChoices
 
@@ -184,15 +185,23 @@ def _log_probabilities(
     hit = np.zeros(len(queries.where), dtype=bool)
     start = 0
     for logits in slices:
-        logits = logits if logits.dtype == torch.float64 else logits.float()
         low, high = np.searchsorted(queries.where.numpy(), [start, start + len(logits)])
         where = (queries.where[low:high] - start).to(logits.device)
         tokens = queries.tokens[low:high].to(logits.device)
-        norm = torch.logsumexp(logits, dim=-1).double()
+        norm, first = _normalizers(logits)
         logp[low:high] = (logits[where, tokens].double() - norm[where]).cpu().numpy()
-        hit[low:high] = (logits.argmax(dim=-1)[where] == tokens).cpu().numpy()
+        hit[low:high] = (first[where] == tokens).cpu().numpy()
         start += len(logits)
     return logp, hit
+
+
+def _normalizers(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-sum-exp float64, first largest) of each row."""
+    if logits.device.type != "cpu" or logits.dtype == torch.float64:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return torch.logsumexp(logits, dim=-1).double(), logits.argmax(dim=-1)
+    norm, first = next_token.normalizers(logits.contiguous())
+    return torch.from_numpy(norm), torch.from_numpy(first)
 
 
 def _wanted(
