@@ -1,5 +1,5 @@
 """Checkpoints of other tools, written bit by bit from their description with NumPy and Python
-integers; nothing of calibit is used.
+integers; nothing of calibit is used but to read them.
 
 Each builder takes a float model and a layout, draws random codes, zero points and scales for every
 linear layer of its blocks, and returns the float weights they stand for.
@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+
+import tiny_models
 
 Layer = dict[str, torch.Tensor]
 WORD = 32
@@ -122,6 +124,56 @@ def gptq_section(**changes: Any) -> dict[str, Any]:
     return {**section, "lm_head": False, "checkpoint_format": "gptq", **changes}
 
 
+def packed_layer(
+    n: int, k: int, *, bits: int, group: int, symmetric: bool, seed: int = 0,
+    group_index: np.ndarray[Any, Any] | None = None, padded: bool = False,
+) -> tuple[Layer, torch.Tensor]:  # fmt: skip
+    """One pack-quantized layer of compressed-tensors, and the float32 weight it stands for.
+
+    `padded`: words of floor(32/b) codes, as before 2026.
+    """
+    rng = np.random.default_rng(seed)
+    size = group if 0 < group < k else k
+    groups = -(-k // size)
+    middle = 2 ** (bits - 1)
+    signed_codes = rng.integers(-middle, middle, (n, k))
+    scales = random_scales(rng, n, groups, bits)
+    zeros = np.zeros((n, groups), int) if symmetric else rng.integers(-middle, middle, (n, groups))
+    index = np.arange(k) // size if group_index is None else group_index
+    weight = scales.astype(np.float32)[:, index] * (signed_codes - zeros[:, index])
+    words = padded_words if padded else stream_words
+    layer = {
+        "weight_packed": int32([words(row + middle, bits) for row in signed_codes]),
+        "weight_scale": torch.from_numpy(scales),
+        "weight_shape": torch.tensor([n, k]),
+    }
+    if not symmetric:
+        columns = [stream_words(zeros[:, g] + middle, bits) for g in range(groups)]
+        layer["weight_zero_point"] = int32(columns).t().contiguous()
+    if group_index is not None:
+        layer["weight_g_idx"] = torch.from_numpy(index.astype(np.int32))
+    return layer, torch.from_numpy(weight.astype(np.float32))
+
+
+def padded_words(codes: Sequence[int], bits: int) -> list[int]:
+    """Words of floor(32/b) codes each, lowest bits first, their last bits zero."""
+    each = WORD // bits
+    return [stream_words(codes[i : i + each], bits)[0] for i in range(0, len(codes), each)]
+
+
+def packed_section(**changes: Any) -> dict[str, Any]:
+    """The `quantization_config` of such a checkpoint; `changes` are those of its weights."""
+    weights = {
+        "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32,
+        "dynamic": False, "actorder": None, "observer": "minmax",
+    }  # fmt: skip
+    group = {"targets": ["Linear"], "weights": {**weights, **changes}, "input_activations": None}
+    return {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+        "quantization_status": "compressed", "config_groups": {"group_0": group},
+    }  # fmt: skip
+
+
 def write_checkpoint(
     folder: Path,
     model: Any,
@@ -159,3 +211,30 @@ def write_checkpoint(
         config["quantization_config"] = section
     (folder / "config.json").write_text(json.dumps(config))
     return expected
+
+
+def check_same(folder: Path, model: Any, weights: dict[str, torch.Tensor]) -> Any:
+    """Read a folder with calibit: every weight bit for bit, logits those of the float model.
+
+    Returns:
+        The model read.
+    """
+    import calibit
+
+    read = calibit.load_model(folder)
+    for name, weight in weights.items():
+        layer = read.get_submodule(name)
+        assert isinstance(layer, calibit.QuantizedLinear)
+        assert torch.equal(layer.dequantize(torch.float32), weight), name
+    ids = tiny_models.tokens()
+    ours, theirs = tiny_models.logits(read, ids), tiny_models.logits(model, ids)
+    # Float32 sums of at most 96 terms in another order, through two blocks: about a hundred
+    # roundings of the largest logit.
+    assert float((ours - theirs).abs().max()) <= 100 * 1.2e-7 * float(theirs.abs().max())
+    return read
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")

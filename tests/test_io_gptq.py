@@ -21,6 +21,7 @@ import tiny_models
 from calibit.io import checkpoints, export, native, streams
 from calibit.modules import QuantizedLinear
 from calibit.weight import QuantizedWeight
+from foreign_files import check_same, rewritten
 
 LAYER = "model.layers.0.mlp.up_proj"
 
@@ -40,27 +41,6 @@ def built(folder: Path, section: dict[str, Any] | None = None, **layer: Any) -> 
         lambda name, n, k, seed: foreign_files.gptq_layer(n, k, seed=seed, **options),
     )
     return model, weights
-
-
-def check_same(folder: Path, model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """Every weight is read bit for bit, and the logits are those of the float model."""
-    read = calibit.load_model(folder)
-    for name, weight in weights.items():
-        layer = read.get_submodule(name)
-        assert isinstance(layer, QuantizedLinear)
-        assert torch.equal(layer.dequantize(torch.float32), weight), name
-    ids = tiny_models.tokens()
-    ours, theirs = tiny_models.logits(read, ids), tiny_models.logits(model, ids)
-    # Float32 sums of at most 96 terms in another order, through two blocks: about a hundred
-    # roundings of the largest logit.
-    assert float((ours - theirs).abs().max()) <= 100 * 1.2e-7 * float(theirs.abs().max())
-    return read
-
-
-def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 # --- streams ------------------------------------------------------------------------------------

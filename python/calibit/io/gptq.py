@@ -39,6 +39,7 @@ from calibit.io.layout import (
     group_index,
     half_scales,
     integer_scheme,
+    natural_codes,
     order_of,
 )
 from calibit.weight import QuantizedWeight
@@ -226,13 +227,7 @@ def _encode(offset: int) -> Any:
     """The writer of a layer whose stored zero point is `offset` less."""
 
     def encode(weight: QuantizedWeight) -> dict[str, Tensor]:
-        k, bits = weight.shape[1], weight.scheme.bits
-        codes = weight.codes
-        if weight.input_order is not None:
-            ordered = streams.unpack(codes, bits, k)
-            natural = torch.empty_like(ordered)
-            natural[:, weight.input_order.long()] = ordered
-            codes = streams.pack(natural, bits)
+        bits = weight.scheme.bits
         zeros = weight.zeros
         if zeros is None:
             zeros = torch.full_like(weight.scales, 2 ** (bits - 1), dtype=torch.uint8)
@@ -240,7 +235,7 @@ def _encode(offset: int) -> Any:
             raise ValueError("a zero point is 0, which version 1 cannot hold: use gptq_v2")
         points = streams.pack((zeros - offset).t().contiguous(), bits)
         return {
-            "qweight": streams.to_words(codes).t().contiguous(),
+            "qweight": streams.to_words(natural_codes(weight)).t().contiguous(),
             "qzeros": streams.to_words(points),
             "scales": half_scales(weight.scales).t().contiguous(),
             "g_idx": group_index(weight),

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from calibit.io import streams
 from calibit.schemes import ROW, Scheme
 from calibit.weight import QuantizedWeight
 
@@ -206,6 +207,16 @@ def group_index(weight: QuantizedWeight) -> Tensor:
     index = torch.empty_like(regular)
     index[weight.input_order.long()] = regular
     return index
+
+
+def natural_codes(weight: QuantizedWeight) -> Tensor:
+    """The codes of integers as canonical streams with the columns in the order of x."""
+    if weight.input_order is None:
+        return weight.codes
+    ordered = streams.unpack(weight.codes, weight.scheme.bits, weight.shape[1])
+    natural = torch.empty_like(ordered)
+    natural[:, weight.input_order.long()] = ordered
+    return streams.pack(natural, weight.scheme.bits)
 
 
 def expect(tensors: Tensors, needed: set[str], optional: frozenset[str] = frozenset()) -> None:

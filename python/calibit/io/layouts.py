@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from calibit.io import gptq
+from calibit.io import compressed_tensors, gptq
 from calibit.io.layout import Reader, Writer
 
-READERS: dict[str, Reader] = {module.READER.method: module.READER for module in (gptq,)}
+_MODULES = (gptq, compressed_tensors)
+
+READERS: dict[str, Reader] = {module.READER.method: module.READER for module in _MODULES}
 """Readers by `quant_method`."""
 
-WRITERS: dict[str, Writer] = {w.name: w for module in (gptq,) for w in module.WRITERS}
+WRITERS: dict[str, Writer] = {w.name: w for module in _MODULES for w in module.WRITERS}
 """Writers by the name that `--to` and `--export` take."""
