@@ -2,6 +2,7 @@
 
 `fit` measures the gain on folds that the map was not fitted on and keeps the identity where no
 gain is shown. A stored map belongs to one model and one scoring rule: loading refuses any other.
+`evaluate(..., recalibration=)` records a map in the run, whose scores are then those of the map.
 """
 
 from __future__ import annotations
@@ -9,16 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calibit.measures.calibrators import Isotonic, Platt, SliceTemperatures, Temperature
-from calibit.measures.distributions import Distributions
+from calibit.measures.distributions import Distributions, as_distributions
 from calibit.measures.estimate import plain
-from calibit.measures.gain import METHODS, CalibrationGain, CalibrationMap, calibration_gain
+from calibit.measures.gain import (
+    METHODS,
+    TOP_LABEL_METHODS,
+    CalibrationGain,
+    CalibrationMap,
+    calibration_gain,
+)
 from calibit.measures.resampling import Resampling
 from calibit.measures.scores import Scores
 
@@ -62,7 +69,7 @@ class Recalibration:
         model_hash: str,
         method: str = "temperature",
         reference: Scores | None = None,
-        slices: Sequence[str] | None = None,
+        slices: Sequence[str] | str | None = None,
         resampling: Resampling | None = None,
     ) -> Recalibration:
         """Fit a map on labelled items; the identity where its gain is not shown.
@@ -72,20 +79,25 @@ class Recalibration:
             model_hash: hash of its weights.
             method: temperature, label_free, slice_temperature, platt or isotonic.
             reference: scores of the reference on the same items, for label_free.
-            slices: [N] slice of each item, for slice_temperature.
+            slices: for slice_temperature, [N] slice of each item, or the slice key to take it from.
             resampling: of the intervals.
 
         Raises:
             ValueError: for an unknown method, what it needs and was not given, or items without
                 labels.
         """
+        key = slices if isinstance(slices, str) else None
+        labels = _labels(scores, key) if key is not None else slices
         gain = calibration_gain(
-            scores, method=method, reference=reference, slices=slices, resampling=resampling
+            scores, method=method, reference=reference, slices=labels, resampling=resampling
         )
         kept = gain.shown and gain.map is not None
+        parameters = _parameters(gain.map) if kept and gain.map is not None else {}
+        if kept and key is not None:
+            parameters["key"] = key
         return cls(
             method=method if kept else IDENTITY,
-            parameters=_parameters(gain.map) if kept and gain.map is not None else {},
+            parameters=parameters,
             rule=scores.rule,
             model_hash=model_hash,
             items_hash=items_hash(scores),
@@ -109,12 +121,19 @@ class Recalibration:
             return SliceTemperatures(overall, dict(given["slices"]))
         return overall
 
-    def confidence(self, scores: Scores, slices: Sequence[str] | None = None) -> np.ndarray:
+    @property
+    def top_answer_only(self) -> bool:
+        """Whether the map replaces the confidence of the top answer only (Platt, isotonic)."""
+        return self.method in TOP_LABEL_METHODS
+
+    def confidence(self, scores: Any, slices: Sequence[str] | None = None) -> np.ndarray:
         """Recalibrated confidence of the top answer, float64 [N].
 
         Args:
-            scores: of the same model under the same rule.
-            slices: [N] slice of each item, for slice_temperature.
+            scores: of the same model under the same rule: Scores, Distributions (from
+                probabilities), or log scores or logits [N, K].
+            slices: [N] slice of each item, for slice_temperature; where the map knows its slice
+                key, those of a Scores are taken.
 
         Raises:
             ValueError: for another scoring rule, or missing slices.
@@ -122,18 +141,23 @@ class Recalibration:
         found = self.map
         if isinstance(found, Platt | Isotonic):
             self._check_rule(scores)
-            return found.apply(scores.distributions)
+            return found.apply(as_distributions(scores, op="recalibration"))
         return self.distributions(scores, slices).confidence
 
-    def distributions(self, scores: Scores, slices: Sequence[str] | None = None) -> Distributions:
-        """Recalibrated distributions over the choices.
+    def distributions(self, scores: Any, slices: Sequence[str] | None = None) -> Distributions:
+        """Recalibrated distributions over the choices; `.p` are the probabilities.
 
         Args:
-            scores: of the same model under the same rule.
-            slices: [N] slice of each item, for slice_temperature.
+            scores, slices: as in `confidence`.
 
         Raises:
             ValueError: for another scoring rule, missing slices, or a map of the top answer only.
+
+        Example:
+            >>> warm = Recalibration("temperature", {"temperature": 2.0, "clipped": False},
+            ...                      "sum", "", "", 100)
+            >>> warm.distributions([[0.0, -2.0]]).p.round(4).tolist()
+            [0.7311, 0.2689]
         """
         self._check_rule(scores)
         found = self.map
@@ -142,12 +166,32 @@ class Recalibration:
                 f"[recalibration] expected a map of whole distributions, got {self.method!r}, "
                 "which changes the confidence of the top answer only; use confidence()"
             )
+        given = as_distributions(scores, op="recalibration")
         if isinstance(found, SliceTemperatures):
-            if slices is None or len(slices) != scores.n:
-                given = "none" if slices is None else f"{len(slices)}"
-                raise ValueError(f"[recalibration] expected {scores.n} slices, got {given}")
-            return found.apply(scores.distributions, slices)
-        return scores.distributions if found is None else found.apply(scores.distributions)
+            return found.apply(given, self._slices(scores, given.n, slices))
+        return given if found is None else found.apply(given)
+
+    def scores(self, scores: Scores) -> Scores:
+        """The same items with the log probabilities of the map in place of their scores.
+
+        Args:
+            scores: of the same model under the same rule.
+
+        Raises:
+            ValueError: as `distributions`.
+        """
+        found = self.distributions(scores)
+        rows = np.split(found.log_p, found.offsets[1:-1]) if found.n else []
+        return replace(scores, z=tuple(rows))
+
+    def _slices(self, scores: Any, n: int, slices: Sequence[str] | None) -> Sequence[str]:
+        key = self.parameters.get("key")
+        if slices is None and key is not None and isinstance(scores, Scores):
+            return _labels(scores, key)
+        if slices is None or len(slices) != n:
+            given = "none" if slices is None else f"{len(slices)}"
+            raise ValueError(f"[recalibration] expected {n} slices, got {given}")
+        return slices
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""
@@ -238,11 +282,60 @@ class Recalibration:
             raise ValueError(f"[recalibration] expected an object in {target}, got a list or value")
         return cls.from_dict(content, model_hash=model_hash, rule=rule, source=str(target))
 
-    def _check_rule(self, scores: Scores) -> None:
-        if scores.rule != self.rule:
+    @classmethod
+    def for_model(cls, path: str | Path, model: Any, *, rule: str = "sum") -> Recalibration:
+        """Read the map of a model in memory.
+
+        Args:
+            path: the file, or the folder that holds `calibration.json`.
+            model: whose weights are hashed and compared with those it was fitted for.
+            rule: scoring rule it is to be used with.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load`.
+        """
+        from calibit.fingerprint import weight_hash
+
+        return cls.load(path, model_hash=weight_hash(model), rule=rule)
+
+    def _check_rule(self, scores: Any) -> None:
+        if isinstance(scores, Scores) and scores.rule != self.rule:
             raise ValueError(
                 f"[recalibration] expected scores of rule {self.rule!r}, got {scores.rule!r}"
             )
+
+
+def recalibrated(scores: Scores, recorded: Mapping[str, Any] | None) -> Scores:
+    """Scores of a run as its recorded map leaves them.
+
+    Args:
+        scores: from the run's item lines.
+        recorded: entry `recalibration` of run.json, None without one.
+
+    Raises:
+        ValueError: for another scoring rule than the map's.
+    """
+    if recorded is None:
+        return scores
+    found = Recalibration.from_dict(
+        recorded, model_hash=recorded["model_hash"], rule=recorded["rule"], source="run.json"
+    )
+    return scores if found.top_answer_only else found.scores(scores)
+
+
+def _labels(scores: Scores, key: str) -> list[str]:
+    """The slice of each item under a key.
+
+    Raises:
+        ValueError: no item has the key.
+    """
+    if scores.n and not any(key in one for one in scores.slices):
+        known = sorted({name for one in scores.slices for name in one})
+        raise ValueError(
+            f"[recalibration] expected a slice key of the items ({', '.join(known) or 'none'}), "
+            f"got {key!r}"
+        )
+    return [str(one.get(key, "")) for one in scores.slices]
 
 
 def items_hash(scores: Scores) -> str:

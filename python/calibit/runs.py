@@ -33,6 +33,9 @@ GENERATE = "generate"
 WORKLOAD = "workload"
 """Source of the continuations of a user's prompts."""
 
+RECALIBRATION = "recalibration"
+"""Entry of run.json: the map that the run's scores went through; missing without one."""
+
 MANIFEST = "manifest.json"
 META = "run.json"
 ITEMS = "items.jsonl"
@@ -147,11 +150,21 @@ class Run:
     def scores(self, rule: str = "sum") -> Scores:
         """Scores of the choices under a rule: `sum`, `token`, `char`, `byte` or `pmi`.
 
-        Items without log-likelihoods (their `reason` says why) are left out.
+        Items without log-likelihoods (their `reason` says why) are left out. A run that was
+        evaluated with a recalibration map gives the scores that the map leaves.
+
+        Raises:
+            ValueError: for a rule that the items have no numbers for, or another than the map's.
         """
         from calibit.measures.scores import Scores
 
-        return Scores.from_items(self._items, rule=rule)
+        scores = Scores.from_items(self._items, rule=rule)
+        recorded = self.meta.get(RECALIBRATION)
+        if recorded is None:
+            return scores
+        from calibit.recalibration import recalibrated
+
+        return recalibrated(scores, recorded)
 
     def continuations(self) -> list[dict[str, Any]]:
         """Lines of items with a single choice (LAMBADA): `is_greedy[0]` says whether it is right,

@@ -13,7 +13,9 @@ from calibit.auditing import checking, models
 from calibit.auditing import job as jobs
 from calibit.auditing.inputs import read_inputs
 from calibit.auditing.job import Job
+from calibit.auditing.recalibrating import load_map, top_answer_measures
 from calibit.reporting.progress import JobProgress, Stage
+from calibit.runs import RECALIBRATION
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -77,6 +79,7 @@ def evaluate_model(
     job: Job,
     out: Path | None,
     *,
+    recalibrated: bool = False,
     progress: TextIO | None,
     reference: Path | None = None,
     command: str | None = None,
@@ -86,6 +89,7 @@ def evaluate_model(
     Args:
         job: model, tasks, text and settings; schemes and candidates are not used.
         out: folder of the run; None takes `run-<model>`.
+        recalibrated: put the scores through the map beside the model.
         progress: stream that shows how far it is; None is silent.
         reference: the run of the model to compare with, whose workload and parallel texts are put
             through this one.
@@ -107,6 +111,7 @@ def evaluate_model(
                 "[eval] expected --reference or --workload and --parallel_text, got both: the "
                 "reference's own are taken"
             )
+    applied = load_map(job.model, rule=job.rule) if recalibrated else None
     folder = out if out is not None else Path(f"run-{models.model_name(job.model)}")
     bar = JobProgress(
         [Stage("load", "loading"), Stage("evaluate", "scoring items and text")],
@@ -134,6 +139,7 @@ def evaluate_model(
             unconditional=job.rule == "pmi",
             apply_chat_template=job.apply_chat_template,
             store_docs=job.store_docs,
+            recalibration=applied,
             speed=jobs.speed_option(job),
             command=command,
             progress=lambda now: bar.advance(now.done, now.total),
@@ -141,7 +147,23 @@ def evaluate_model(
         )
     finally:
         bar.close()
-    return Evaluated(run, folder, _measures(run, job), tuple(inputs.notes))
+    return Evaluated(run, folder, _measures(run, job), (*inputs.notes, *_about_map(run, job)))
+
+
+def _about_map(run: Run, job: Job) -> list[str]:
+    """What to say about a map that was applied, or lies there unused."""
+    from calibit.recalibration import FILE, items_hash
+
+    applied = run.meta.get(RECALIBRATION)
+    if applied is None:
+        unused = (Path(job.model) / FILE).is_file()
+        return [f"{FILE} beside the model was not applied; --recalibrated does."] if unused else []
+    what = (
+        f"Recalibrated by the model's {FILE}: {applied['method']}, fitted on {applied['n']} items"
+    )
+    if applied["items_hash"] == items_hash(run.scores(job.rule)):
+        return [f"{what}, these very items: the measures are in sample and flatter the map."]
+    return [f"{what}."]
 
 
 def _measures(run: Run, job: Job) -> dict[str, Estimate]:
@@ -151,6 +173,7 @@ def _measures(run: Run, job: Job) -> dict[str, Estimate]:
     scores = run.scores(job.rule)
     found = summarize(scores, resampling=resampling) if scores.n else {}
     texts = {name: ppl(run.text_nll(name)) for name in run.text_names()}
+    found |= top_answer_measures(scores, run.meta.get(RECALIBRATION))
     return {
         **found,
         **_continued(run, job),

@@ -253,6 +253,15 @@ def evaluate(
     rule: given.Rule = "sum",
     level: given.Level = 0.95,
     resamples: given.Resamples = 9999,
+    recalibrated: Annotated[
+        bool,
+        option(
+            "Put the scores through the model's own calibration.json (calibit recalibrate); it is "
+            "recorded in the run.",
+            JUDGE,
+            "--recalibrated",
+        ),
+    ] = False,
     speed: given.Speed = jobs.SPEEDS[0],
     device: given.Device = "cpu",
     dtype: given.Dtype = "auto",
@@ -316,7 +325,12 @@ def evaluate(
     )
     prepare(threads, job.model, quiet=quiet)
     found = evaluate_model(
-        job, out, progress=progress_to(quiet), reference=reference, command=command_line()
+        job,
+        out,
+        recalibrated=recalibrated,
+        progress=progress_to(quiet),
+        reference=reference,
+        command=command_line(),
     )
     finish(found.to_dict(), found.path, what="Run", as_json=as_json, show=found.table)
     return Code.DONE
@@ -407,6 +421,81 @@ def gate(
     return _incomplete(found.failed) if found.failed else VERDICT_CODES[found.worst]
 
 
+def recalibrate(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Run of the checkpoint, or an audit that holds it.", metavar="RUN"),
+    ],
+    checkpoint: Annotated[
+        Path, option("Folder of the model; calibration.json goes there.", OUTPUT, "--checkpoint")
+    ],
+    method: Annotated[
+        str,
+        option(
+            "temperature; label_free (towards the original, without labels); slice_temperature "
+            "(one per slice); platt, isotonic (the top answer's confidence only).",
+            JUDGE,
+            "--method",
+        ),
+    ] = "temperature",
+    reference: Annotated[
+        Path | None,
+        option(
+            "Run of the original, for label_free.",
+            JUDGE,
+            "--reference",
+            show_default="the baseline of an audit",
+        ),
+    ] = None,
+    slice_key: Annotated[
+        str | None,
+        option("Slice key, for slice_temperature: domain, lang.", JUDGE, "--slice"),
+    ] = None,
+    rule: given.Rule = "sum",
+    level: given.Level = 0.95,
+    resamples: given.Resamples = 9999,
+    seed: given.Seed = 0,
+    overwrite: Annotated[
+        bool, option("Replace a map that is there.", OUTPUT, "--overwrite")
+    ] = False,
+    trust_remote_code: given.TrustRemoteCode = False,
+    as_json: given.Json = False,
+    traceback: given.Traceback = False,
+) -> Code:
+    """Fit a map of a model's confidence on a recorded run, and put it beside the model.
+
+    The gain is measured on folds that the map was not fitted on; where it is not shown, the
+    identity is written, with the reason. Fit on items that nothing else is judged on. `calibit eval
+    DIR --recalibrated` then applies the map, to this model only.
+
+    Examples:
+
+    - `calibit recalibrate runs/nf4 --checkpoint smollm2-nf4`
+
+    - `calibit recalibrate audit-model --checkpoint model-nf4 --method label_free`
+
+    - `calibit recalibrate runs/nf4 --checkpoint model-nf4 --method slice_temperature --slice lang`
+    """
+    from calibit.auditing.recalibrating import recalibrate as fit
+
+    prepare(None)
+    found = fit(
+        source,
+        checkpoint,
+        method=method,
+        reference=reference,
+        slice_key=slice_key,
+        rule=rule,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
+    finish(found.to_dict(), found.path, what="Map", as_json=as_json, show=found.table)
+    return Code.DONE
+
+
 def doctor(
     selftest: Annotated[
         bool,
@@ -458,6 +547,7 @@ COMMANDS: dict[str, Callable[..., Code]] = {
     "eval": evaluate,
     "compare": compare,
     "gate": gate,
+    "recalibrate": recalibrate,
     "doctor": doctor,
 }
 """Commands by name, in the order of the help."""

@@ -38,7 +38,7 @@ def _stored(run: RunLike, rule: str) -> Scores | None:
         return None
     if run.path is not None:
         return Run.load(run.path).scores(rule)
-    return Scores.from_items([json.loads(json.dumps(line)) for line in run.items()], rule=rule)
+    return Run.of(run.meta, [json.loads(json.dumps(line)) for line in run.items()]).scores(rule)
 
 
 def _pair_identity(a: Mapping[str, Any], b: Mapping[str, Any], paired: Paired) -> Check:

@@ -196,7 +196,7 @@ def _asked_again(
 def _rules(paired: Paired, keep: np.ndarray, draw: Resampling) -> dict[str, RuleSensitivity] | None:
     known = available_rules(paired.lines_a) & available_rules(paired.lines_b)
     own = paired.a.rule
-    if len(known) < 2 or own not in known:
+    if len(known) < 2 or own not in known or paired.recalibrated:  # a map is of one rule
         return None
     models = {own: (paired.a.take(keep), paired.b.take(keep))}
     for rule in sorted(known - {own}):

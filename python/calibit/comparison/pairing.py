@@ -17,6 +17,7 @@ import numpy as np
 from calibit.comparison.joining import Key, Side, join, prompts_of
 from calibit.measures.paired import cluster_index
 from calibit.measures.scores import Scores
+from calibit.runs import RECALIBRATION
 
 CLUSTER_FIELD = "cluster"
 """Field of an item line that names the cluster (passage, document) of an item."""
@@ -55,6 +56,7 @@ class Paired:
         lines_a, lines_b: the runs' item lines, empty where a run has none.
         unpaired: items left out of a and of b.
         warnings: what the reader should know.
+        recalibrated: whether the scores of one went through a recalibration map.
     """
 
     a: Scores
@@ -63,6 +65,7 @@ class Paired:
     lines_b: list[Mapping[str, Any]] = field(default_factory=list)
     unpaired: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
+    recalibrated: bool = False
 
 
 def as_run(run: RunLike | str | Path) -> RunLike:
@@ -110,7 +113,12 @@ def pair(a: RunLike, b: RunLike, *, rule: str, allow_partial: bool) -> Paired:
             "were left out" + (f", {different} for different prompts" if different else "")
         )
     lines_a, lines_b = (list(side.lines.values()) for side in (first, second))
-    return Paired(chosen[0], chosen[1], lines_a, lines_b, unpaired, tuple(warnings))
+    maps = [words for side, run in (("a", a), ("b", b)) if (words := _map_of(run.meta, side))]
+    warnings += maps
+    first_scores, second_scores = chosen
+    return Paired(
+        first_scores, second_scores, lines_a, lines_b, unpaired, tuple(warnings), bool(maps)
+    )
 
 
 def aligned(scores: Scores, like: Scores, *, name: str) -> Scores:
@@ -210,6 +218,14 @@ def _check_meta(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         for key in {**first, **second}
         if first.get(key) != second.get(key)
     ]
+
+
+def _map_of(meta: Mapping[str, Any], side: str) -> str | None:
+    """A sentence on the recalibration map of a run; None without one."""
+    found = meta.get(RECALIBRATION)
+    if found is None:
+        return None
+    return f"{side}: its scores went through the {found['method']} map of its calibration.json"
 
 
 def _common_keys(a: Sequence[Key], b: Sequence[Key], allow_partial: bool) -> list[Key]:

@@ -31,6 +31,7 @@ from calibit.footprint import PeakMemory, measure_memory, measure_speed, version
 from calibit.runs import Run, TokenLosses
 
 if TYPE_CHECKING:
+    from calibit.recalibration import Recalibration
     from calibit.tasks import Item, Prompt
     from calibit.tasks.parallel import ParallelText
 
@@ -78,6 +79,7 @@ def evaluate(
     batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     store_docs: bool = True,
+    recalibration: Recalibration | None = None,
     speed: str | None = None,
     resume: bool = True,
     command: str | None = None,
@@ -113,6 +115,8 @@ def evaluate(
         batch_tokens: tokens of a batch, which is the unit of work that is stored.
         max_length: longest input in tokens; default the model's context.
         store_docs: write prompts and choices beside the numbers.
+        recalibration: map that the run's scores go through, recorded in run.json; the item lines
+            keep what the model said. A map of the top answer only leaves the scores alone.
         speed: `quick` or `full` also measures tokens per second.
         resume: False refuses a folder that holds a run.
         command: recorded in run.json; default the command line of this process.
@@ -144,6 +148,7 @@ def evaluate(
         max_length,
         store_docs,
         template_hash(tokenizer) if apply_chat_template else None,
+        recalibration,
     )
     items, texts = collect_items(tasks, limit=limit, seed=seed), collect_texts(text)
     asked = _asking(items, workload, parallel, reference)

@@ -15,9 +15,10 @@ from calibit.evaluation.records import describe_tasks, describe_texts
 from calibit.evaluation.text import Text, Windows, make_windows, plan_windows
 from calibit.fingerprint import weight_hash
 from calibit.footprint import kernels_of
-from calibit.runs import SCHEMA
+from calibit.runs import RECALIBRATION, SCHEMA
 
 if TYPE_CHECKING:
+    from calibit.recalibration import Recalibration
     from calibit.tasks import Item, Prompt
 
 
@@ -33,6 +34,7 @@ class Options:
     max_length: int | None
     store_docs: bool
     chat_template: str | None = None
+    recalibration: Recalibration | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ class Job:
         }
         if outputs:
             identity["outputs"] = outputs.identity
-        if options.chat_template is not None:
-            identity["chat_template_hash"] = options.chat_template
+        # Also where there is none: a stored run that has one is another job.
+        identity["chat_template_hash"] = options.chat_template
+        identity[RECALIBRATION] = _map_for(options.recalibration, identity["weight_hash"])
         encoded = encode_items(
             encoder,
             [*pairs, *((("",) * len(choices), choices) for choices in sets)],
@@ -115,6 +118,18 @@ class Job:
         )
         alone = [index[choices] for _, choices in pairs] if sets else []
         return cls(model, items, encoded, alone, windows, shards, options, outputs, identity)
+
+
+def _map_for(recalibration: Recalibration | None, weights: str) -> dict[str, Any] | None:
+    """The map as it is recorded; refused for a model that it was not fitted for."""
+    if recalibration is None:
+        return None
+    if recalibration.model_hash != weights:
+        raise ValueError(
+            f"[evaluate] expected a recalibration map fitted for this model (weights {weights}), "
+            f"got one for {recalibration.model_hash}; fit it again: calibit recalibrate"
+        )
+    return recalibration.to_dict()
 
 
 def _continuations(item: Any) -> tuple[str, ...]:

@@ -443,7 +443,8 @@ def run_rows(meta: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[
     Args:
         meta: `run.json`.
         metrics: metric id -> estimate as a mapping; `ppl:NAME` for the texts, `greedy:TASK` for
-            tasks with a single choice, `right:TASK` for those answered in free text.
+            tasks with a single choice, `right:TASK` for those answered in free text,
+            `recalibrated:METRIC` for a map of the top answer.
     """
     found = []
     for metric in (*METRICS, *DETAILS):
@@ -459,6 +460,9 @@ def run_rows(meta: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[
             share = f"{level.value(one['value'])} {METRICS[0].unit}".rstrip()
             label = f"accuracy of {task}, {'greedy' if kind == 'greedy' else 'in free text'}"
             found.append((label, share, level.interval(one["lower"], one["upper"])))
+        if name.startswith("recalibrated:"):
+            key = name.removeprefix("recalibrated:")
+            found.append((f"{key} after recalibration", numbers.fixed(one["value"], digits=4), ""))
         if name.startswith("ppl:"):
             value = numbers.fixed(one["value"], digits=2)
             found.append((f"perplexity of {name.removeprefix('ppl:')}", value, ""))
