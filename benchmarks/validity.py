@@ -435,7 +435,8 @@ exactly at one margin and far below the others: the first rows. In the rows of s
 the true damage in the worst slice. `hold` is triggered by any one damage: its worst case is all of
 them at their margins. The planning rule for accuracy takes the share of changed answers as
 variance, an upper bound: its power may exceed the prediction. A power of 80 % has a Monte Carlo
-standard error of {power_error} points; targets are 3 points either way, for accuracy at most 3 below.
+standard error of {power_error} points; targets are 3 points either way, for accuracy at most 3
+below.
 
 What this does not show: populations are simulated, with shared noise and four choices; a real task
 may have heavier tails. Slices are random here, not those of a task. The targets of the intervals
