@@ -11,7 +11,7 @@ from calibit.commands import options as given
 from calibit.commands.options import OUTPUT, Code, option
 from calibit.commands.output import finish, prepare
 
-LAYOUTS = "gptq, gptq_v2, compressed-tensors, int-quantized, calibit"
+LAYOUTS = "gptq, gptq_v2, compressed-tensors, int-quantized, bitsandbytes, calibit"
 """Words of `--to` and `--export` for the help, which is shown without importing torch."""
 
 Engines = Annotated[
@@ -44,8 +44,9 @@ def convert(
 ) -> Code:
     """Write a quantized checkpoint in the layout of another tool, codes and scales unchanged.
 
-    Reads checkpoints of calibit, GPTQ tools and compressed-tensors. What a layout cannot hold is
-    refused with the reason; the new folder is read back and compared before it gets its name.
+    Reads checkpoints of calibit, GPTQ tools, compressed-tensors and bitsandbytes. What a layout
+    cannot hold is refused with the reason; the new folder is read back and compared before it gets
+    its name.
 
     Examples:
 

@@ -273,7 +273,7 @@ def _int_refusal(layer: LayerFacts) -> str | None:
     return "int-quantized files have no order of columns" if layer.ordered else None
 
 
-def _encode(weight: QuantizedWeight) -> dict[str, Tensor]:
+def _encode(weight: QuantizedWeight, _: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a layer as pack-quantized."""
     (n, k), bits = weight.shape, weight.scheme.bits
     made = {
@@ -289,7 +289,7 @@ def _encode(weight: QuantizedWeight) -> dict[str, Tensor]:
     return made
 
 
-def _int_encode(weight: QuantizedWeight) -> dict[str, Tensor]:
+def _int_encode(weight: QuantizedWeight, _: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a layer as int-quantized; scales as float32, which vLLM wants."""
     return {
         "weight": (weight.codes.to(torch.int16) - 128).to(torch.int8),

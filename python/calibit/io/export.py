@@ -205,7 +205,7 @@ def _write(
 ) -> None:
     def encode(name: str, module: QuantizedLinear) -> Mapping[str, torch.Tensor]:
         try:
-            return writer.encode(module.quantized_weight())
+            return writer.encode(module.quantized_weight(), exported.dtype)
         except ValueError as error:
             raise ValueError(f"[export] cannot write {name!r} as {writer.name}: {error}") from error
 

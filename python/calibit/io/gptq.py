@@ -226,7 +226,7 @@ def _refusal(offset: int) -> Any:
 def _encode(offset: int) -> Any:
     """The writer of a layer whose stored zero point is `offset` less."""
 
-    def encode(weight: QuantizedWeight) -> dict[str, Tensor]:
+    def encode(weight: QuantizedWeight, _: torch.dtype) -> dict[str, Tensor]:
         bits = weight.scheme.bits
         zeros = weight.zeros
         if zeros is None:

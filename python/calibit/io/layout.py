@@ -105,8 +105,8 @@ class Writer:
         name: as ``--to`` takes it.
         summary: what it holds, for help and messages.
         refusal: why a layer cannot be represented, or None.
-        encode: the tensors of a layer by the rest of their names; ValueError for values that only
-            a look at the tensors shows.
+        encode: from a weight and the model's dtype to the tensors of a layer by the rest of their
+            names; ValueError for values that only a look at the tensors shows.
         section: the `quantization_config`; ValueError where the layers do not go together.
         notes: what the user should know about this export.
         config_copy: name of a file that holds the `quantization_config` once more, or None.
@@ -115,7 +115,7 @@ class Writer:
     name: str
     summary: str
     refusal: Callable[[LayerFacts], str | None]
-    encode: Callable[[QuantizedWeight], dict[str, Tensor]]
+    encode: Callable[[QuantizedWeight, torch.dtype], dict[str, Tensor]]
     section: Callable[[Exported], dict[str, Any]]
     notes: Callable[[Exported], list[str]] = lambda _: []
     config_copy: str | None = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from calibit.io import compressed_tensors, gptq
+from calibit.io import bitsandbytes, compressed_tensors, gptq
 from calibit.io.layout import Reader, Writer
 
-_MODULES = (gptq, compressed_tensors)
+_MODULES = (gptq, compressed_tensors, bitsandbytes)
 
 READERS: dict[str, Reader] = {module.READER.method: module.READER for module in _MODULES}
 """Readers by `quant_method`."""
