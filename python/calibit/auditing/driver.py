@@ -83,6 +83,7 @@ def audit(
     max_new_tokens: int = jobs.NEW_TOKENS,
     parallel_text: str | Path | None = None,
     parallel_segments: int = jobs.SEGMENTS,
+    word_frequency: str | Path | None = None,
     rigor: str = jobs.RIGOR[0],
     policy: Mapping[str, Any] | str | Path | None = None,
     calibration: str | Path = jobs.TEXT,
@@ -111,6 +112,8 @@ def audit(
         parallel_text: folder with the same segments in several languages
             (`calibit.tasks.read_parallel`).
         parallel_segments: segments of each language.
+        word_frequency: also slice items by how common their words are, counted in this text (a
+            file or `pydoc`), or in the items themselves (`own`).
         rigor: how many controls run; `quick` is none beyond the paired intervals.
         policy: margins of the verdict, a mapping or a YAML file; by default those of
             `calibit.verdict.Policy`.
@@ -143,6 +146,7 @@ def audit(
         max_new_tokens=max_new_tokens,
         parallel_text=None if parallel_text is None else jobs.local(parallel_text),
         parallel_segments=parallel_segments,
+        word_frequency=None if word_frequency is None else jobs.local(word_frequency),
         rigor=rigor,
         speed=speed,
         policy=assembly.policy_dict(policy),

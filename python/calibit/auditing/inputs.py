@@ -86,7 +86,33 @@ def read_inputs(job: Job) -> Inputs:
     )
     if not items and text is None and not workload and not parallel:
         raise ValueError("[audit] expected tasks with items, or a text, got neither")
-    return Inputs(items, [note for task in tasks for note in task.notes], text, workload, parallel)
+    notes = [note for task in tasks for note in task.notes]
+    if job.word_frequency is not None:
+        items, workload, said = _by_rarity(job, items, workload)
+        notes.append(said)
+    return Inputs(items, notes, text, workload, parallel)
+
+
+def _by_rarity(
+    job: Job, items: Sequence[Any], workload: Sequence[Prompt]
+) -> tuple[list[Any], list[Prompt], str]:
+    """Items and prompts with slices by word frequency, and a note of where that comes from."""
+    from calibit.tasks import rarity, read
+
+    assert job.word_frequency is not None
+    plain = None
+    if job.num_fewshot:  # the examples in front are not the question
+        options = {**jobs.task_options(job), "num_fewshot": 0}
+        bare = [item for spec in job.tasks for item in read(spec, **options).items]
+        plain = {(item.task, item.id): rarity.text_of(item) for item in bare}
+    asked = (*items, *workload)
+    texts = [(plain or {}).get((one.task, one.id)) or rarity.text_of(one) for one in asked]
+    known, said = rarity.frequencies(job.word_frequency, texts)
+    return (
+        rarity.with_rarity(items, known, plain),
+        rarity.with_rarity(list(workload), known),
+        said,
+    )
 
 
 def _text(job: Job) -> Text | None:

@@ -67,6 +67,8 @@ class Job:
         max_new_tokens: longest continuation of them.
         parallel_text: folder of a parallel text, a file for each language.
         parallel_segments: segments of each language.
+        word_frequency: where the frequencies of words come from that slice the items: a text,
+            `own` (the items themselves), or None for no such slices.
     """
 
     model: str
@@ -99,6 +101,7 @@ class Job:
     max_new_tokens: int = NEW_TOKENS
     parallel_text: str | None = None
     parallel_segments: int = SEGMENTS
+    word_frequency: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The job with a fingerprint of every local input, as JSON types."""
@@ -108,8 +111,12 @@ class Job:
     def _local_inputs(self) -> list[str]:
         named = [self.model, *self.candidates, *self.schemes, self.text, self.calibration]
         named += [task.rpartition("=")[2] for task in self.tasks]
-        named += filter(None, (self.include_path, self.workload, self.parallel_text))
+        named += filter(None, _optional(self))
         return [name for name in dict.fromkeys(named) if Path(name).exists()]
+
+
+def _optional(job: Job) -> tuple[str | None, ...]:
+    return job.include_path, job.workload, job.parallel_text, job.word_frequency
 
 
 def local(source: str | Path) -> str:

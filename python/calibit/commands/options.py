@@ -159,6 +159,16 @@ Segments = Annotated[
     int,
     option("Segments of each of its languages.", MEASURE, "--parallel_segments", min=1),
 ]
+WordFrequency = Annotated[
+    str | None,
+    option(
+        "Slice items by how common their words are, counted in this text (a file or pydoc) or in "
+        "the items themselves (own).",
+        MEASURE,
+        "--word_frequency",
+        show_default="none",
+    ),
+]
 Bos = Annotated[
     str, option("BOS token: tokenizer (by its own rule), always, never.", MEASURE, "--bos")
 ]

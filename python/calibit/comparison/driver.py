@@ -20,6 +20,7 @@ from calibit.comparison.evidence import (
     text_evidence,
 )
 from calibit.comparison.generated import compare_generated
+from calibit.comparison.joining import Key
 from calibit.comparison.pairing import Paired, RunLike, as_run, cluster_labels, pair
 from calibit.comparison.result import Comparison, Flips
 from calibit.comparison.tables import slice_keys, slice_table
@@ -35,6 +36,7 @@ from calibit.measures.self_audit import at_chance
 from calibit.measures.slice_search import SliceSearch, worst_slice
 from calibit.measures.slices import Slices, pairs_of, quartile_slices, slices_by_key
 from calibit.measures.summaries import NO_LABELS, Panel, differences, divergences, panel
+from calibit.measures.word_frequency import WordFrequencies, text_frequencies
 
 
 def compare(
@@ -86,7 +88,7 @@ def compare(
     generated = compare_generated(a, b, draw, allow_partial=allow_partial)
     known = paired.a.labelled
     right_a, right_b, own = paired.a.take(known), paired.b.take(known), draw.take(known)
-    searches, search = _searches(first, second, right_a, own)
+    searches, search = _searches(first, second, right_a, own, _contexts(a))
     flips = _flips(paired, draw)
     return Comparison(
         models={
@@ -126,21 +128,33 @@ def compare(
 
 
 def _searches(
-    a: Panel, b: Panel, labelled: Scores, draw: Resampling
+    a: Panel, b: Panel, labelled: Scores, draw: Resampling, contexts: Mapping[Key, str]
 ) -> tuple[dict[str, SliceSearch], SliceSearch | None]:
     declared = slices_by_key(slice_keys(labelled))
     searches = slice_searches(a, b, declared, draw)
     first, second = a.statistics["conf_true"].values, b.statistics["conf_true"].values
     if first is None or second is None:
         return searches, None
-    family = _exploratory(declared, labelled)
+    family = _exploratory(declared, labelled, contexts)
     return searches, worst_slice(first - second, family, metric="conf_true", resampling=draw)
 
 
-def _exploratory(declared: Slices, labelled: Scores) -> Slices:
+def _contexts(run: RunLike) -> dict[Key, str]:
+    """What each item asks; empty where it was not stored."""
+    read = getattr(run, "docs", None)
+    docs = (read() if read else None) or ()
+    return {(str(doc["task"]), str(doc["id"])): doc["context"] for doc in docs if "context" in doc}
+
+
+def _exploratory(declared: Slices, labelled: Scores, contexts: Mapping[Key, str]) -> Slices:
     entropy = quartile_slices("reference entropy", labelled.distributions.entropy)
     choices = slices_by_key([{"choices": str(k)} for k in labelled.distributions.k])
     single = declared + entropy + choices
+    if labelled.n and all(key in contexts for key in labelled.keys):
+        texts = [contexts[key] for key in labelled.keys]
+        mean, _ = text_frequencies(texts, WordFrequencies.of(texts))
+        if np.isfinite(mean).all():
+            single = single + quartile_slices("word frequency among the items", mean)
     return single + pairs_of(single)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,20 @@ class Item:
     system: str = ""
 
 
+class _HasSlices(Protocol):
+    """What a sample is drawn by."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def slices(self) -> Mapping[str, str]: ...
+
+
+Sampled = TypeVar("Sampled", bound=_HasSlices)
+
+
 def digest(*parts: object) -> int:
     """Return a 512-bit integer that depends only on the text of `parts`: the same on every
     machine and Python version, which `random.shuffle` does not promise."""
@@ -46,7 +61,7 @@ def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.sha512(text.encode("utf-8")).digest(), "big")
 
 
-def limit(items: Sequence[Item], n: int, *, seed: int = 0) -> list[Item]:
+def limit(items: Sequence[Sampled], n: int, *, seed: int = 0) -> list[Sampled]:
     """Draw `n` items so that every task, language and domain keeps its share.
 
     A systematic sample: the items are sorted by task, then by slice values (the key with the
@@ -84,7 +99,7 @@ def limit(items: Sequence[Item], n: int, *, seed: int = 0) -> list[Item]:
     return [item for i, item in enumerate(items) if i in taken]
 
 
-def _coarse_first(items: Sequence[Item]) -> list[str]:
+def _coarse_first(items: Sequence[Sampled]) -> list[str]:
     values: dict[str, set[str]] = {}
     for item in items:
         for key, value in item.slices.items():

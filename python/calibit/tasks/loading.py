@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from calibit.tasks import fewshot, harness, hub, prepare, probe
+from calibit.tasks import arithmetic_steps, fewshot, harness, hub, prepare, probe, tool_call
 from calibit.tasks.building import build_items
 from calibit.tasks.catalog import LOCAL, TASKS, Columns, Examples, Task, Wording
 from calibit.tasks.item import Item
+from calibit.tasks.prompts import Prompt, is_prompt, read_prompts
 from calibit.tasks.rows import Row, read_rows
 
 FORMS = ("main", "alt")
+
+WRITTEN: Mapping[str, Callable[[str], list[Prompt]]] = {
+    arithmetic_steps.NAME: arithmetic_steps.render,
+    tool_call.NAME: tool_call.render,
+}
+"""Packaged tasks that are answered in free text."""
 
 
 @dataclass(frozen=True)
 class Loaded:
     """Items and what a report should say about them, e.g. corrections made while reading."""
 
-    items: tuple[Item, ...]
+    items: tuple[Item | Prompt, ...]
     notes: tuple[str, ...] = ()
 
 
 def known(include_path: str | Path | None = None) -> tuple[str, ...]:
     """Names that `load` knows without a file of that name."""
     own = () if include_path is None else tuple(harness.tasks_in(Path(include_path)))
-    return (probe.NAME, *TASKS, *(name for name in own if name not in TASKS))
+    return (probe.NAME, *WRITTEN, *TASKS, *(name for name in own if name not in TASKS))
 
 
 def load(
@@ -39,7 +47,7 @@ def load(
     num_fewshot: int = 0,
     fewshot_seed: int = fewshot.SEED,
     include_path: str | Path | None = None,
-) -> list[Item]:
+) -> list[Any]:
     """Load the items of a task; see `read` for arguments and errors."""
     options = Options(form, repair, num_fewshot, fewshot_seed)
     return list(_read(spec, options, include_path).items)
@@ -63,7 +71,9 @@ def read(
             values, e.g. "probe:en" or "mmlu:anatomy,astronomy=mmlu.jsonl".
             A row is a JSON object with `context`, `choices` (texts without delimiter) and, if
             known, `label` (index of the right choice), `id`, `task`; its other string fields
-            become slices. Rows with the columns of the published data set are read too.
+            become slices. Rows with the columns of the published data set are read too. A file of
+            rows with `prompt` (or `messages`) and `answer` is answered in free text, see
+            `read_prompts`.
         form: "main", or "alt" for the task's second wording (same ids, choices in that
             wording, same gold).
         repair: correct known faults of published data (XCOPA's `question`); False reproduces
@@ -120,13 +130,15 @@ def _read(spec: str, options: Options, include_path: str | Path | None) -> Loade
         if options.num_fewshot:
             raise ValueError("[tasks] expected num_fewshot 0 for 'probe', which has no examples")
         return _keep(Loaded(tuple(probe.render(options.form))), wanted, spec)
+    if name in WRITTEN and not separator:
+        if options.num_fewshot:
+            raise _has_examples(name)
+        return _keep(Loaded(tuple(WRITTEN[name](options.form))), wanted, spec)
     if name not in TASKS:
         raise _unknown(spec, name, bool(separator))
     task = TASKS[name]
     if options.num_fewshot and task.examples is None:
-        raise ValueError(
-            f"[tasks] expected num_fewshot 0 for {name!r}, whose prompt has examples of its own"
-        )
+        raise _has_examples(name)
     rows = read_rows(Path(file)) if separator else hub.download(name, task)
     pool = None
     if options.num_fewshot and not separator and task.hub.examples != task.hub.split:
@@ -151,12 +163,18 @@ def _harness(path: Path, file: Path | None, options: Options) -> Loaded:
     return Loaded(tuple(shown), (f"{task.name}: {replace(options, num_fewshot=count).note}",))
 
 
+def _has_examples(name: str) -> ValueError:
+    return ValueError(
+        f"[tasks] expected num_fewshot 0 for {name!r}, whose prompt has examples of its own"
+    )
+
+
 def _unknown(spec: str, name: str, has_file: bool) -> ValueError:
     if not has_file and re.search(r"[/\\]|\.jsonl?$", spec):
         return ValueError(
             f"[tasks] expected a task or a JSON Lines file, got {spec!r}: no such file"
         )
-    if name == probe.NAME:
+    if name == probe.NAME or name in WRITTEN:
         return ValueError(f"[tasks] expected {name!r} without a file, got {spec!r}")
     return ValueError(
         f"[tasks] expected one of the known tasks {', '.join(known())}, got {name!r}; for rows "
@@ -185,6 +203,8 @@ def _verbatim(path: Path, options: Options) -> Loaded:
             f"[tasks] expected a task with a second wording for form {options.form!r}, got {path}, "
             "whose contexts are used as they stand; give the other wording as a file of its own"
         )
+    if is_prompt(read_rows(path)[0]):
+        return _answered(path, options)
     stem = path.stem + ("_verbatim" if path.stem in TASKS else "")
 
     def name(row: Row, _: Columns) -> str:
@@ -198,6 +218,20 @@ def _verbatim(path: Path, options: Options) -> Loaded:
         items, None, options.num_fewshot, rule=Examples(), seed=options.seed
     )
     return Loaded(tuple(items), (f"{path.name}: {options.note}",))
+
+
+def _answered(path: Path, options: Options) -> Loaded:
+    """Prompts of a file whose answers are known."""
+    if options.num_fewshot:
+        raise ValueError(f"[tasks] expected num_fewshot 0 for the prompts of {path}")
+    found = read_prompts(path)
+    without = [one.id for one in found if one.answer is None]
+    if without:
+        raise ValueError(
+            f"[tasks] expected an 'answer' for every prompt of {path}, got none for "
+            f"{without[0]!r}: prompts without one are a workload (--workload)"
+        )
+    return Loaded(tuple(found))
 
 
 def _with_template(

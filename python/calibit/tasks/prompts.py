@@ -15,6 +15,7 @@ Message = Mapping[str, str]
 NEW_TOKENS = 64
 """Longest continuation by default, in tokens."""
 
+_LIMIT, _STOP = "max_new_tokens", "stop"
 _USED = ("id", "task", "prompt", "messages", "answer")
 
 
@@ -65,8 +66,9 @@ def read_prompts(path: str | Path, *, max_new_tokens: int = NEW_TOKENS) -> list[
     Args:
         path: JSON Lines: `{"prompt": text}` or `{"messages": [{"role", "content"}, ...]}`, and, if
             wanted, `id`, `answer` (a text that the continuation must equal, or an object as
-            `Answer.of` takes it); other string fields become slices.
-        max_new_tokens: longest continuation of each.
+            `Answer.of` takes it), `max_new_tokens` and `stop` (a list of texts); other string
+            fields become slices.
+        max_new_tokens: longest continuation of prompts that name none.
 
     Returns:
         The prompts in file order; one without an id gets the file's name and its number.
@@ -105,8 +107,28 @@ def _prompt(row: Row, task: str, number: int, max_new_tokens: int) -> Prompt:
         messages=() if messages is None else _turns(row, messages),
         answer=right,
         slices=slices,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=_limit(row, max_new_tokens),
+        stop=_stops(row),
     )
+
+
+def is_prompt(row: Row) -> bool:
+    """Whether a row holds a prompt rather than a context with choices."""
+    return "choices" not in row.fields and bool({"prompt", "messages"} & {*row.fields})
+
+
+def _limit(row: Row, default: int) -> int:
+    value = row.fields.get(_LIMIT, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise row.wrong(f"{_LIMIT!r} to be a number of at least 1", value, "write a whole number")
+    return value
+
+
+def _stops(row: Row) -> tuple[str, ...]:
+    value = row.fields.get(_STOP, [])
+    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+        raise row.wrong(f"{_STOP!r} to be a list of texts", value, "put the texts into a list")
+    return tuple(value)
 
 
 def _turns(row: Row, messages: Any) -> tuple[Message, ...]:

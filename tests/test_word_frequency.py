@@ -1,0 +1,120 @@
+"""Slices by how common an item's words are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import calibit
+import tiny_models
+import tiny_tokenizers
+from audit_cases import job_of, prepare, save_items
+from calibit.auditing.inputs import read_inputs
+from calibit.measures.word_frequency import QUARTERS, WordFrequencies, quarters, text_frequencies
+from calibit.tasks import Item, Prompt, load, rarity
+
+COMMON, RARE = "the cat saw the dog", "the cat saw the quagga"
+
+
+def test_frequencies_by_hand() -> None:
+    """Counts the 3, cat 2, 'saw' 1 of 6; one is added to each, and one word for all unseen ones."""
+    known = WordFrequencies.of(["The cat, the CAT;", "the saw"])
+    assert known.total == 6 and dict(known.counts) == {"the": 3, "cat": 2, "saw": 1}
+    mean, rarest = text_frequencies(["the cat", "a saw", "..."], known)
+    assert mean[0] == pytest.approx((math.log(4 / 10) + math.log(3 / 10)) / 2)
+    assert rarest[:2] == pytest.approx([math.log(3 / 10), math.log(1 / 10)])
+    assert np.isnan(mean[2]) and np.isnan(rarest[2])
+
+
+def test_quarters_keep_equal_values_together() -> None:
+    values = np.array([3.0, 1.0, 1.0, 2.0, np.nan, 4.0, 1.0, 5.0, 6.0])
+    found = quarters(values)
+    assert found[4] is None
+    assert found[1] == found[2] == found[6] == QUARTERS[0]
+    assert found[8] == QUARTERS[3] and found[0] in QUARTERS[1:3]
+
+
+def test_items_and_prompts_are_sliced_by_their_rarest_word() -> None:
+    rows = [COMMON] * 3 + [RARE]
+    items = [Item(f"i{n}", "t", text, ("a", "b"), 0, {"lang": "en"}) for n, text in enumerate(rows)]
+    asked = [Prompt(f"i{n}", "t", text) for n, text in enumerate(rows)]
+    known, note = rarity.frequencies("own", rows)
+    assert note == "slices by word frequency: 20 words of the evaluated items themselves"
+    for given in (items, asked):
+        found = rarity.with_rarity(given, known)
+        names = [one.slices[rarity.RAREST] for one in found]
+        assert names[3] == QUARTERS[0] and names[0] == names[1] == names[2] != QUARTERS[0]
+        assert set(found[0].slices) >= {rarity.RAREST, rarity.MEAN}
+    assert rarity.with_rarity(items, known)[0].slices["lang"] == "en"
+
+
+def test_counts_come_from_the_text_that_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("quagga " * 50 + "dog")
+    known, note = rarity.frequencies(str(file), [])
+    assert note.endswith("51 words of words.txt")
+    mean, _ = text_frequencies([COMMON, RARE], known)
+    assert mean[1] > mean[0]
+    with pytest.raises(ValueError, match="no such file"):
+        rarity.frequencies(str(tmp_path / "none.txt"), [])
+
+
+def test_examples_in_front_do_not_count(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    nested = [" ".join("abcdefgh"[: n + 1]) for n in range(8)]  # "a" is in all, "h" in one
+    rows = [
+        {"context": text, "choices": ["a", "b"], "label": 0, "id": f"i{n}"}
+        for n, text in enumerate(nested)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = prepare(tmp_path / "job")
+    changes = {"tasks": (str(file),), "word_frequency": "own"}
+    plain, shown = (
+        read_inputs(job_of(folder, num_fewshot=count, **changes)).items for count in (0, 3)
+    )
+    assert any(item.context.count("h") for item in shown[:7])
+    same = [[item.slices[rarity.RAREST] for item in items] for items in (plain, shown)]
+    assert same[0] == same[1] == [name for name in reversed(QUARTERS) for _ in range(2)]
+
+
+def test_slices_reach_the_comparison_and_the_verdict(tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    rows = [
+        {"context": "a " * (n % 13) + "cat " * (n % 7) + f"{n}", "choices": ["b", "c"], "label": 0}
+        for n in range(130)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "items.jsonl").write_text(lines, encoding="utf-8")
+    inputs = read_inputs(job_of(folder, word_frequency="own"))
+    assert "words of the evaluated items themselves" in inputs.notes[-1]
+    counts = Counter(item.slices[rarity.MEAN] for item in inputs.items)
+    assert set(counts) == set(QUARTERS) and min(counts.values()) >= 30
+    tokenizer = tiny_tokenizers.build()
+    model = tiny_models.build("llama")
+    calibit.quantize_model(model, "int4-g32")
+    base, own = (
+        calibit.evaluate(one, tokenizer, inputs.items)
+        for one in (tiny_models.build("llama"), model)
+    )
+    found = calibit.compare(base, own, resamples=200)
+    names = {row["name"] for row in found.slices}
+    assert {f"{rarity.MEAN}={quarter}" for quarter in QUARTERS} <= names
+    searched = [row["name"] for row in found.to_dict()["worst_slices"]["acc"]["slices"]]
+    assert any(name.startswith(rarity.MEAN) for name in searched)
+
+
+def test_exploratory_search_looks_at_word_frequency_by_itself(tmp_path: Path) -> None:
+    items = load(str(save_items(tmp_path / "items.jsonl", count=130)))
+    run = calibit.evaluate(tiny_models.build("llama"), tiny_tokenizers.build(), items)
+    found = calibit.compare(run, run, resamples=200).to_dict()["search"]["slices"]
+    assert any("word frequency among the items=quartile" in row["name"] for row in found)
+    without = calibit.evaluate(
+        tiny_models.build("llama"), tiny_tokenizers.build(), items, store_docs=False
+    )
+    found = calibit.compare(without, without, resamples=200).to_dict()["search"]["slices"]
+    assert not any("word frequency" in row["name"] for row in found)
