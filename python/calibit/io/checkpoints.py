@@ -69,7 +69,8 @@ def convert(
     source, out = Path(source).expanduser(), Path(out)
     export.check_names(layout, required)
     shards.check_new(out, "convert")
-    if foreign.method_of(source) is None and (source / "config.json").is_file():
+    native.read_json(source / "config.json")  # says what is wrong with the folder
+    if foreign.method_of(source) is None:
         raise ValueError(
             f"[convert] expected a quantized checkpoint, got {str(source)!r} without "
             "quantization_config: use `calibit quantize`"
