@@ -23,6 +23,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 Row = dict[str, Any]
 
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
 
 def _arc(row: Row) -> Row:
     labels = [chr(ord("A") + k) for k in range(len(row["choices"]))]

@@ -154,6 +154,21 @@ def test_boolq_of_2023_swaps_choices_and_gold(tmp_path):
     assert [i.context for i in today] == [i.context for i in then]
     assert then[0].choices == ("yes", "no") and [i.gold for i in then] == [0, 1]
     assert [i.gold for i in today] == [1, 0]
+    assert then[0].ties == (1, 0) and today[0].ties == ()
+
+
+@pytest.mark.parametrize("name", ["boolq", "boolq_2023"])
+def test_a_tie_counts_as_no_in_both_orders(tmp_path, name):
+    """The answers of the harness of 2023 were right where (ll_yes > ll_no) == label."""
+    rows = [{"passage": "P.", "question": "is it", "label": label} for label in (0, 1, 0, 1)]
+    items = load(f"{name}={rows_file(tmp_path, *rows)}")
+    run = calibit.evaluate(tiny_models.build("llama"), tiny_tokenizers.build(), items)
+    lines = run.items()
+    for line, (no, yes) in zip(lines, [(-2, -2), (-2, -2), (-3, -2), (-3, -2)], strict=True):
+        line["ll"] = [no, yes] if name == "boolq" else [yes, no]
+    scores = Scores.from_items(lines)
+    assert scores.gold.tolist() == [0, 1, 0, 1] and scores.distributions.ties == 2
+    assert scores.correct.tolist() == [1, 0, 0, 1]
 
 
 def test_unconditional_scores_are_those_after_an_empty_context():
@@ -262,7 +277,7 @@ def test_chat_template_is_recorded_and_refused_where_there_is_none(tmp_path):
     assert len(run.meta["chat_template_hash"]) == 64
     assert (run.docs() or [])[0]["context"] == "a what: "
     plain = calibit.evaluate(model, tokenizer, items)
-    assert "chat_template_hash" not in plain.meta
+    assert plain.meta["chat_template_hash"] is None
     with pytest.raises(ValueError, match="same prompt per item"):
         calibit.compare(run, plain, resamples=200)
     tokenizer.chat_template = "{{ raise_exception('no turns') }}"

@@ -68,6 +68,9 @@ def items_hash(items: Iterable[Any]) -> str:
 
 
 def _more(item: Any) -> list[Any]:
-    """Contexts of the choices and several right answers, where an item has them."""
+    """Contexts of the choices, several right answers and a rule for ties, where an item has
+    them."""
     parts = {name: list(getattr(item, name, ())) for name in ("contexts", "right")}
+    if getattr(item, "ties", ()):
+        parts["ties"] = list(item.ties)
     return [parts] if any(parts.values()) else []

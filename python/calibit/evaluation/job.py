@@ -106,9 +106,8 @@ class Job:
             "text": describe_texts(windows, shards),
             "weight_hash": weight_hash(model),
         }
-        if outputs:
-            identity["outputs"] = outputs.identity
         # Also where there is none: a stored run that has one is another job.
+        identity["outputs"] = outputs.identity if outputs else None
         identity["chat_template_hash"] = options.chat_template
         identity[RECALIBRATION] = _map_for(options.recalibration, identity["weight_hash"])
         encoded = encode_items(

@@ -74,6 +74,7 @@ def item_lines(
             "slices": dict(item.slices),
             "gold": item.gold,
             **({"right": list(item.right)} if getattr(item, "right", ()) else {}),
+            **({"ties": list(item.ties)} if getattr(item, "ties", ()) else {}),
             "ll": None if reason or score is None else list(score.ll),
             "tokens": [len(tokens) for tokens in ids.targets],
             "chars": [len(choice) for choice in item.choices],

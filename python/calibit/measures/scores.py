@@ -164,7 +164,8 @@ class Scores:
         (their `reason` says why): such an item is missing from the result, and pairing two runs
         then names it. An item with several right choices (`right`) becomes two outcomes, right and
         wrong, each with the pooled probability of its choices: `conf_true` is then TruthfulQA's
-        mc2.
+        mc2. Where an item says in which order choices of equal score win (`ties`), its choices
+        stand in that order.
 
         Args:
             items: mappings with id, task, gold, ll, and what the rule needs (tokens, chars, bytes,
@@ -245,6 +246,8 @@ def _item_scores(item: Mapping[str, Any], rule: str) -> np.ndarray:
         z = choice_scores(rule, item["ll"], **counts)
     except ValueError as error:
         raise ValueError(f"{error} in item {item['id']!r} of task {item['task']!r}") from error
+    if item.get("ties"):
+        z = z[np.array(item["ties"])]
     if not item.get("right"):
         return z
     right = np.isin(np.arange(len(z)), item["right"])
@@ -254,4 +257,6 @@ def _item_scores(item: Mapping[str, Any], rule: str) -> np.ndarray:
 def _gold(item: Mapping[str, Any]) -> int:
     if item.get("right"):
         return 0
-    return UNLABELLED if item.get("gold") is None else int(item["gold"])
+    if item.get("gold") is None:
+        return UNLABELLED
+    return list(item["ties"]).index(item["gold"]) if item.get("ties") else int(item["gold"])

@@ -106,6 +106,7 @@ class Task:
         hub: where the rows are when no file is given.
         prepare: from a row's texts to the fields of the templates.
         order: places of the choices in another order than the row's; empty keeps it.
+        ties: order in which choices of equal score win; empty for their own.
         examples: how few-shot examples are drawn; None for a task whose prompt has its own.
     """
 
@@ -117,6 +118,7 @@ class Task:
     hub: Hub
     prepare: Prepare = prepare.nothing
     order: tuple[int, ...] = ()
+    ties: tuple[int, ...] = ()
     examples: Examples | None = Examples()
 
 
@@ -192,7 +194,8 @@ _ALL = (
         prepare=prepare.question,
     ),
     _BOOLQ,
-    replace(_BOOLQ, name="boolq_2023", order=(1, 0)),  # "yes" first, as the harness of that year
+    # "yes" first as in the harness of that year, which took a tie for "no" all the same
+    replace(_BOOLQ, name="boolq_2023", order=(1, 0), ties=(1, 0)),
     Task(
         name="hellaswag",
         size=10042,

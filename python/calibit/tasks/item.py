@@ -24,6 +24,7 @@ class Item:
         contexts: the context of each choice, where choices stand inside it (then `choices` are what
             follows, and `context` is empty); empty where all share `context`.
         right: the right choices, where there are several; their probabilities count together.
+        ties: order in which choices of equal score win; empty for their own order.
         system: the beginning of every context that is an instruction and no question; a chat
             template puts it into the system turn.
     """
@@ -37,6 +38,7 @@ class Item:
     delimiter: str = " "
     contexts: tuple[str, ...] = ()
     right: tuple[int, ...] = ()
+    ties: tuple[int, ...] = ()
     system: str = ""
 
 

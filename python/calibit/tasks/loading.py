@@ -260,4 +260,6 @@ def _items(task: Task, rows: Sequence[Row], form: str) -> list[Item]:
         return task.name.format(lang=row.fields.get("lang", "")) + columns.suffix
 
     wording = task.main if form == "main" else task.alt
-    return build_items(rows, task.columns, wording, task.prepare, name, task.order)
+    items = build_items(rows, task.columns, wording, task.prepare, name, task.order)
+    count = len(task.ties)
+    return [replace(i, ties=task.ties) if len(i.choices) == count else i for i in items]
