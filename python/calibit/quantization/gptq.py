@@ -20,6 +20,7 @@ from torch import nn
 from calibit import solver, structure
 from calibit.quantization.calibration_text import Calibration
 from calibit.quantization.finished import FinishedBlocks
+from calibit.quantization.guard import Guard, HeldOut
 from calibit.quantization.hessian import Hessian, HessianCapture, same_memory, watch_input
 from calibit.quantization.layerwise import Curvature, quantize_layer_
 from calibit.quantization.memory import Memory, Remembering, StandIn
@@ -38,13 +39,27 @@ MEMORY_BYTES = 2 * 1024**3
 """Memory for the outputs of finished layers of a block; what does not fit is computed again."""
 
 
+@dataclass(frozen=True)
+class Solved:
+    """What is said of a solved model.
+
+    Attributes:
+        notes: sentences for the report.
+        held_out: the comparison with nearest rounding; None without held-out text, or where the
+            blocks cannot be run one at a time.
+    """
+
+    notes: tuple[str, ...] = ()
+    held_out: HeldOut | None = None
+
+
 def solve_model_(
     weights: Weights,
     jobs: Sequence[Job],
     calibration: Calibration,
     done: Callable[[ModuleReport], None],
     finished: FinishedBlocks,
-) -> tuple[str, ...]:
+) -> Solved:
     """Quantize layers with GPTQ, in place.
 
     Layers inside the decoder blocks are solved block by block; the others afterwards, calibrated on
@@ -59,7 +74,7 @@ def solve_model_(
         finished: blocks that an earlier run has solved; takes those of this one.
 
     Returns:
-        Notes for the report.
+        Notes for the report, and how the model does on held-out text.
 
     Raises:
         ValueError: activations are NaN or Inf, or a token id is outside the vocabulary.
@@ -67,46 +82,59 @@ def solve_model_(
     model = weights.model
     device = next(p.device for p in model.parameters() if not p.is_meta)
     samples = [sequence[None].to(device) for sequence in calibration.sequences]
-    _check_ids(model, samples)
+    held_out = [sequence[None].to(device) for sequence in calibration.held_out]
+    _check_ids(model, [*samples, *held_out])
     pending = {layer.name: (layer, scheme) for layer, scheme in jobs}
     notes = _few_tokens(jobs, calibration)
+    found: HeldOut | None = None
     try:
-        replay = record(model, samples, partial(_forward, model))
+        replay = record(model, [*samples, *held_out], partial(_forward, model))
     except NotReplayable as reason:
         notes += (f"calibrated on passes of the whole model, not block by block: {reason}",)
     else:
         inside = {name: job for name, job in pending.items() if name.startswith(f"{replay.name}.")}
-        for row in _solve_blocks_(weights, inside, replay, finished):
+        guard = Guard(replay, [*samples, *held_out], len(samples)) if held_out else None
+        for row in _solve_blocks_(weights, inside, replay, len(samples), finished, guard):
             done(row)
+        found = guard.result(partial(_forward, model)) if guard is not None else None
         pending = {name: job for name, job in pending.items() if name not in inside}
     if pending:
         weights.load_all_()
     for row in _solve_whole_(model, pending, samples):
         done(row)
-    return notes
+    return Solved(notes, found)
 
 
 def _solve_blocks_(
-    weights: Weights, jobs: dict[str, Job], replay: Replay, finished: FinishedBlocks
+    weights: Weights,
+    jobs: dict[str, Job],
+    replay: Replay,
+    samples: int,
+    finished: FinishedBlocks,
+    guard: Guard | None,
 ) -> Iterator[ModuleReport]:
     """Solve the layers of one block after the other."""
     model = weights.model
-    hidden: Sequence[torch.Tensor] = replay.hidden
+    hidden: Sequence[torch.Tensor] = replay.hidden[:samples]
     for index, block in enumerate(replay.blocks):
         name = f"{replay.name}.{index}"
         inside = {key: job for key, job in jobs.items() if key.startswith(f"{name}.")}
-        calls = replay.calls[index]
+        calls = replay.calls[index][:samples]
         with weights.loaded(name):
+            if guard is not None:
+                guard.before_(model, index, list(inside.values()))
             rows = finished.restore_(model, name, [layer for layer, _ in inside.values()])
             if rows is None:
                 rows = []
                 solving = _solve_block_(model, inside, block, calls, hidden)
                 hidden = yield from _noting(solving, rows)
                 finished.add(model, name, rows)
-                continue
-            yield from rows
-            with torch.no_grad():
-                hidden = [call.run(block, each) for call, each in zip(calls, hidden, strict=True)]
+            else:
+                yield from rows
+                with torch.no_grad():
+                    hidden = [c.run(block, each) for c, each in zip(calls, hidden, strict=True)]
+            if guard is not None:
+                guard.after(index)
 
 
 def _noting(

@@ -8,7 +8,7 @@ plus one layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -137,7 +137,7 @@ def quantize_weights(
     if estimated is not None:
         estimated(estimate(weights, survey_.jobs, data))
     with finished.opened(work, job) as blocks:
-        rows, notes = _run_(weights, survey_.jobs, data, blocks, progress)
+        rows, solved = _run_(weights, survey_.jobs, data, blocks, progress)
     if survey_.jobs:
         _untie_(model, survey_.jobs)
         native.record_(model, plan.text, source_hash)
@@ -150,7 +150,8 @@ def quantize_weights(
         source_hash=source_hash,
         seconds=perf_counter() - started,
         calibration=None if data is None else data.to_dict(),
-        notes=notes,
+        notes=solved.notes,
+        held_out=solved.held_out,
     )
 
 
@@ -202,7 +203,7 @@ def _run_(
     data: calibration_text.Calibration | None,
     blocks: FinishedBlocks,
     progress: Progress | None,
-) -> tuple[tuple[ModuleReport, ...], tuple[str, ...]]:
+) -> tuple[tuple[ModuleReport, ...], gptq.Solved]:
     """Quantize the layers: nearest rounding first, then GPTQ, which sees the others' errors."""
     rows: dict[str, ModuleReport] = {}
 
@@ -215,7 +216,7 @@ def _run_(
     model = weights.model
     training = model.training
     model.eval()
-    notes: tuple[str, ...] = ()
+    found = gptq.Solved()
     try:
         for layer, scheme in jobs:
             if not scheme.is_solved:
@@ -223,7 +224,10 @@ def _run_(
                     done(quantize_layer_(model, layer, scheme))
         solved = [job for job in jobs if job[1].is_solved]
         if solved and data is not None:
-            notes = data.notes + gptq.solve_model_(weights, solved, data, done, blocks)
+            found = gptq.solve_model_(weights, solved, data, done, blocks)
+            judged = () if found.held_out is None else (found.held_out.note,)
+            notes = (*data.notes, *found.notes, *(note for note in judged if note))
+            found = replace(found, notes=notes)
     except (ValueError, RuntimeError) as error:
         if not rows:
             raise
@@ -234,7 +238,7 @@ def _run_(
         ) from error
     finally:
         model.train(training)
-    return tuple(rows[layer.name] for layer, _ in jobs), notes
+    return tuple(rows[layer.name] for layer, _ in jobs), found
 
 
 def _check_weights(weights: Weights) -> tuple[str, int]:

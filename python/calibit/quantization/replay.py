@@ -64,12 +64,31 @@ class Replay:
         blocks: the blocks.
         hidden: the first block's input, one tensor per sample.
         calls: `calls[block][sample]`.
+        lengths: number of entries of each block's output; 0 where it is the hidden states alone.
     """
 
     name: str
     blocks: nn.ModuleList
     hidden: list[torch.Tensor]
     calls: list[list[Call]]
+    lengths: list[int]
+
+    def finish(self, forward: Callable[[], Any], hidden: torch.Tensor) -> Any:
+        """What the model makes of hidden states that its last block gives.
+
+        Args:
+            forward: runs the model on the sample that the hidden states belong to.
+            hidden: the last block's output.
+        """
+        originals = list(self.blocks)
+        try:
+            for place, block in enumerate(originals):
+                self.blocks[place] = _Handing(block, self.lengths[place], hidden)
+            with torch.no_grad():
+                return forward()
+        finally:
+            for place, block in enumerate(originals):
+                self.blocks[place] = block
 
 
 def record(
@@ -93,7 +112,7 @@ def record(
     name, blocks = found
     truth = _true_calls(blocks, partial(forward, samples[0]))
     lengths = [len(seen.output) if isinstance(seen.output, list | tuple) else 0 for seen in truth]
-    replay = Replay(name, blocks, [], [[] for _ in blocks])
+    replay = Replay(name, blocks, [], [[] for _ in blocks], lengths)
     pool: list[torch.Tensor] = []
     for index, sample in enumerate(samples):
         noted = _noted_calls(blocks, partial(forward, sample), lengths)
@@ -142,6 +161,18 @@ class _Recorder(StandIn):
         if self._last:
             raise StopForward
         return (hidden, *[None] * (self._length - 1)) if self._length else hidden
+
+
+class _Handing(StandIn):
+    """Stands in for a block: returns given hidden states."""
+
+    def __init__(self, block: nn.Module, length: int, hidden: torch.Tensor) -> None:
+        super().__init__(block)
+        self._length = length
+        self._hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._hidden, *[None] * (self._length - 1)) if self._length else self._hidden
 
 
 def _true_calls(blocks: nn.ModuleList, forward: Callable[[], object]) -> list[_Seen]:

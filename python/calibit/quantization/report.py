@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from calibit.quantization.guard import HeldOut
+
 
 @dataclass(frozen=True)
 class ModuleReport:
@@ -97,6 +99,8 @@ class Report:
         seconds: wall time of the whole call.
         calibration: what the Hessians were summed over, or None.
         notes: sentences about the whole model.
+        held_out: solvers only: the result beside nearest rounding on held-out text; None where it
+            was not measured.
     """
 
     scheme: str
@@ -108,6 +112,7 @@ class Report:
     seconds: float
     calibration: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
+    held_out: HeldOut | None = None
 
     @property
     def bits_per_weight(self) -> float | None:
