@@ -17,6 +17,7 @@ import tiny_models
 import tiny_tokenizers
 from audit_cases import job_of, prepare
 from calibit.auditing import run_job
+from calibit.cli import main
 from calibit.evaluation import outputs
 from calibit.evaluation.forcing import Reference
 from calibit.evaluation.generation import continue_greedily, plan_prompts
@@ -337,6 +338,34 @@ def test_audit_reports_workload_and_languages(tmp_path: Path) -> None:
     table = str(found.table())
     assert "token KL" in table and "greedy" in table and "worst" in table
     assert run_job(job_of(folder, **changes), folder / "audit", progress=None).data
+
+
+def test_separate_runs_by_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = prepare(tmp_path)
+    rows = [{"prompt": f"the cat {i} sat", "answer": "a"} for i in range(4)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    calibit.save_model(quantized(), folder / "small", tokenizer=tiny_tokenizers.build())
+
+    def ran(*words: str) -> int:
+        return main([*words, "--tasks", str(folder / "items.jsonl"), "--text", "none", "-q"])
+
+    asked = ["--workload", str(folder / "prompts.jsonl"), "--max_new_tokens", "4"]
+    texts = ["--parallel_text", str(parallel_folder(folder / "text")), "--parallel_segments", "4"]
+    more = ["--speed", "none", "--resamples", "200"]
+    base, own = str(folder / "base"), str(folder / "own")
+    assert ran("eval", str(folder / "model"), *asked, *texts, *more, "-o", base) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy of prompts, in free text" in shown and "perplexity of text, aa" in shown
+    assert ran("eval", str(folder / "small"), *more, "--reference", base, "-o", own) == 0
+    words = ["compare", base, own, "--resamples", "200", "-o", str(folder / "compared")]
+    assert main(words) == 0, capsys.readouterr().err
+    found = json.loads((folder / "compared" / "comparison.json").read_text())
+    assert found["workload"]["prompts"] == 4 and found["workload"]["kl"]["value"] > 0
+    assert found["generated"][0]["n"] == 4 and found["parallel"][0]["worst"]["lang"] in "aabbcc"
+    assert 'id="workload"' in (folder / "compared" / "report.html").read_text()
+    other = str(folder / "other")
+    assert ran("eval", str(folder / "small"), *asked, "--reference", base, "-o", other) == 3
+    assert "expected --reference or --workload" in capsys.readouterr().err
 
 
 def test_prompts_are_read_with_their_turns_answers_and_slices(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from calibit.evaluation.chat import template_hash
 from calibit.evaluation.checking import Method, choose_method
 from calibit.evaluation.driver import BATCH_TOKENS
 from calibit.evaluation.encoding import EncodedChoices, Encoder, context_length, encode_items
+from calibit.evaluation.generation import continue_greedily, plan_prompts
 from calibit.evaluation.scoring import Scorer
 from calibit.fingerprint import weight_hash
 from calibit.footprint import kernels_of
@@ -197,7 +198,23 @@ class CalibitLM(TemplateLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations, cut before the first of the stop texts."""
-        return [self._continue(*request.args) for request in requests]
+        wanted = [_wanted(request.args[1]) for request in requests]
+        ids = [
+            tuple(self._context(request.args[0], new))
+            for request, (new, _) in zip(requests, wanted, strict=True)
+        ]
+        limits = [new for new, _ in wanted]
+        found: dict[int, str] = {}
+        for batch in plan_prompts([*map(len, ids)], limits, batch_tokens=self.batch_tokens):
+            rows = continue_greedily(
+                self.model,
+                self.tokenizer,
+                [ids[index] for index in batch],
+                max_new_tokens=limits[batch[0]],
+                stops=[wanted[index][1] for index in batch],
+            )
+            found.update(zip(batch, (row.text for row in rows), strict=True))
+        return [found[index] for index in range(len(requests))]
 
     # how it is done
 
@@ -223,38 +240,21 @@ class CalibitLM(TemplateLM):
                 answers.update(zip(places[index], found, strict=True))
         return [answers[place] for place in range(len(answers))]
 
-    def _continue(self, context: str, options: Mapping[str, Any]) -> str:
-        if options.get("do_sample") or options.get("temperature"):
-            raise ValueError(
-                f"[calibit.lm_eval] expected greedy generation, got {dict(options)}; sampled "
-                "answers of two models cannot be compared"
-            )
-        until = options.get("until") or []
-        stops = [until] if isinstance(until, str) else [text for text in until if text]
-        new = int(options.get("max_gen_toks") or options.get("max_new_tokens") or _NEW_TOKENS)
-        ids = self.tok_encode(context)[-max(1, self.max_length - new) :] or [self.prefix_token_id]
-        fed = torch.tensor([ids], device=self.model.device)
+    def _context(self, text: str, new: int) -> list[int]:
+        """Token ids of a context, cut on the left to leave room for a continuation."""
+        return self.tok_encode(text)[-max(1, self.max_length - new) :] or [self.prefix_token_id]
 
-        def written(row: torch.Tensor) -> str:
-            return self.tokenizer.decode(row[len(ids) :], skip_special_tokens=True)
 
-        def stopped(rows: torch.Tensor, *_: object) -> torch.Tensor:
-            ended = [any(stop in written(row) for stop in stops) for row in rows]
-            return torch.tensor(ended, device=rows.device)
-
-        with torch.no_grad():
-            found = self.model.generate(
-                fed,
-                attention_mask=torch.ones_like(fed),
-                max_new_tokens=new,
-                do_sample=False,
-                pad_token_id=self.eot_token_id,
-                stopping_criteria=[stopped],
-            )
-        text = written(found[0])
-        for stop in stops:
-            text = text.split(stop)[0]
-        return text
+def _wanted(options: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """Longest continuation and stop texts of a request."""
+    if options.get("do_sample") or options.get("temperature"):
+        raise ValueError(
+            f"[calibit.lm_eval] expected greedy generation, got {dict(options)}; sampled answers "
+            "of two models cannot be compared"
+        )
+    until = options.get("until") or []
+    stops = (until,) if isinstance(until, str) else tuple(text for text in until if text)
+    return int(options.get("max_gen_toks") or options.get("max_new_tokens") or _NEW_TOKENS), stops
 
 
 def _available(device: str | None) -> str:

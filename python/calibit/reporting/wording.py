@@ -355,6 +355,11 @@ GLOSSARY = (
     ),
     ("Flips", "Items answered rightly by one model and wrongly by the other, either way."),
     (
+        "Greedy prefix",
+        "The part of the original's answer that a candidate would have written too, before its "
+        "first other token; both always take the most probable one.",
+    ),
+    (
         "KL",
         "Kullback\u2013Leibler divergence from the baseline's probabilities over the choices to "
         "the candidate's; 0 means unchanged. It says how much changed, not whether for better or "
@@ -385,6 +390,10 @@ GLOSSARY = (
         "per group.",
     ),
     ("Slice", "A group of items that belong together, such as a domain or a language."),
+    (
+        "Token KL",
+        "The KL over the whole vocabulary at each token of the original's own answers, averaged.",
+    ),
     (
         "Temperature",
         "A number that a model's scores are divided by. Above 1 it makes the model less sure, "
