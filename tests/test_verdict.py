@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from calibit import measures as m
-from calibit.comparison import compare
+from calibit.comparison import ExtraRuns, compare
 from calibit.comparison.evidence import mean_evidence
 from calibit.measures.intervals import tango_bounds, two_sided_z
 from calibit.measures.power import n_needed
@@ -317,7 +317,7 @@ def test_policy_from_yaml(tmp_path):
             r"strict.yaml, margins.ece: ece cannot be gated: its interval miss",
         ),
         ("margins: {ece_mass: 0.01}", r"margins.ece_mass: ece_mass cannot be gated"),
-        ("margins: {flips: 0.01}", r"margins.flips: flips cannot be gated: it is judged as excess"),
+        ("margins: {flips: 0.01}", r"margins.flips: flips cannot be gated: gate all_flips"),
         ("margins: {speed: 0.01}", r"margins.speed: expected a metric of acc, conf_true, nll"),
         ("margins: {acc: -1}", r"strict.yaml, margins.acc: expected a margin above 0, got -1"),
         ("margins: {acc: .nan}", r"margins.acc: expected a margin above 0, got nan"),
@@ -413,3 +413,48 @@ def test_accuracy_of_a_judged_slice_at_the_margin_rarely_ships():
 def test_harmless_candidates_ship_given_items_enough():
     share = _ship_rate(n=2000, rate=0.0, margin=0.03, flip_rate=0.06, runs=300)
     assert share > 0.95
+
+
+def test_coverage_and_false_accepts_are_gated_with_their_own_intervals():
+    """The damage is that of `threshold_transfer`, the bounds its Tango intervals."""
+    a, b = simulated(600, shift=1.5)
+    result = compare(a, b, **QUICK)
+    found = m.threshold_transfer(a.scores(), b.scores(), coverage=0.8)
+    coverage, false = (found.change[name] for name in ("coverage", "false_accepts"))
+    policy = Policy({"coverage": 0.5, "false_accepts": 0.5})
+    verdict = result.verdict(policy)
+    assert verdict.verdict == "ship"
+    gates = {gate.metric: gate for gate in verdict.gates}
+    assert gates["coverage"].damage == pytest.approx(-float(coverage))
+    assert gates["coverage"].upper == pytest.approx(-coverage.lower)
+    assert gates["false_accepts"].damage == pytest.approx(float(false))
+    assert (gates["false_accepts"].lower, gates["false_accepts"].upper) == pytest.approx(
+        (false.lower, false.upper)
+    )
+    held = result.verdict(Policy({"false_accepts": gates["false_accepts"].damage / 10}))
+    assert held.verdict == "hold"
+    assert held.reasons[0].startswith(
+        "Rate of false accepts at the original's threshold is damaged"
+    )
+
+
+def test_changed_answers_and_kl_are_gated_in_excess_over_re_runs():
+    a, b = simulated(400, noise=0.5)
+    near = simulated(400, noise=0.01)[1]
+    without = compare(a, b, **QUICK).verdict(Policy({"all_flips": 0.5, "kl": 1.0}))
+    assert without.verdict == "inconclusive" and without.gates == ()
+    assert "KL from the reference (needs re-runs of the reference" in without.reasons[0]
+    extra = ExtraRuns(reruns={"batch size": near})
+    result = compare(a, b, extra=extra, **QUICK)
+    noise = result.controls.noise.magnitudes
+    gates = {
+        gate.metric: gate for gate in result.verdict(Policy({"all_flips": 0.5, "kl": 1.0})).gates
+    }
+    for metric, own in (("all_flips", "all_flips"), ("kl", "kl_ab")):
+        excess = noise[own].excess
+        assert gates[metric].damage == pytest.approx(float(excess))
+        assert (gates[metric].lower, gates[metric].upper) == pytest.approx(
+            (excess.lower, excess.upper)
+        )
+        assert gates[metric].state == "pass"
+    assert result.verdict(Policy({"kl": float(noise["kl_ab"].excess) / 3})).verdict == "hold"

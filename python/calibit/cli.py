@@ -33,7 +33,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # --allow-partial is --allow_partial: lm-evaluation-harness has had both.
+        "token_normalize_func": lambda word: word.replace("-", "_"),
+    },
 )
 for name, command in commands.COMMANDS.items():
     app.command(name)(command)

@@ -262,8 +262,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a JSON Lines file."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    """The objects in a JSON Lines file.
+
+    Raises:
+        ValueError: naming file and line, if one is not valid JSON.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"[Run] expected a JSON object in {path}, line {number}, got: {error}"
+            ) from error
+    return found
 
 
 def _count_lines(path: Path) -> int:

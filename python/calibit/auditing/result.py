@@ -89,7 +89,8 @@ class Audit:
         Raises:
             ValueError: no such candidate, or one that failed.
         """
-        from calibit.comparison import compare
+        from calibit.auditing.controls import FOLDER
+        from calibit.comparison import ExtraRuns, compare
         from calibit.measures.self_audit import Check
 
         known = [one for one in self.candidates if one not in self.failed]
@@ -99,6 +100,7 @@ class Audit:
                 f"{name!r}"
             )
         protocol = self.data["protocol"]
+        reruns = {place.name: place for place in sorted((self.path / FOLDER).glob("batches-*"))}
         again = compare(
             self.path / self.data["baseline"]["run"],
             self.path / self.candidates[name]["run"],
@@ -106,6 +108,7 @@ class Audit:
             level=protocol["level"],
             resamples=protocol["resamples"],
             seed=protocol["seed"],
+            extra=ExtraRuns(reruns=reruns),
         )
         recorded = self.candidates[name]["comparison"]["checks"]  # those of control runs among them
         return replace(again, checks=tuple(Check(**check) for check in recorded))

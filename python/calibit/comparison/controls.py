@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from calibit.comparison.evidence import Evidence, excess_evidence, threshold_evidence
 from calibit.comparison.pairing import Paired, RunLike, aligned, as_run
 from calibit.measures.anatomy import FlipAnatomy, flip_anatomy
 from calibit.measures.conformal import ConformalTransfer, conformal_transfer
@@ -127,6 +128,23 @@ def controls_of(paired: Paired, extra: ExtraRuns, draw: Resampling) -> Controls:
         left_out=left_out,
         reasons=reasons,
     )
+
+
+def control_evidence(paired: Paired, extra: ExtraRuns, draw: Resampling) -> dict[str, Evidence]:
+    """Damages that a policy may judge and that come from controls: coverage and false accepts at
+    the threshold of a report, changed answers and KL in excess over re-runs of the reference.
+
+    Args:
+        paired, extra, draw: as in `controls_of`.
+    """
+    keep = paired.a.labelled & (paired.a.distributions.k > 1)
+    a, b = paired.a.take(keep), paired.b.take(keep)
+    everyone = np.ones(paired.a.n, dtype=bool)
+    reruns = list(_aligned(extra.reruns, paired.a, everyone).values())
+    return {
+        **threshold_evidence(a, b, COVERAGE, draw.take(keep)),
+        **excess_evidence(paired.a, paired.b, reruns, draw),
+    }
 
 
 def _aligned(

@@ -12,7 +12,7 @@ import numpy as np
 
 from calibit.comparison.checks import checks_of
 from calibit.comparison.continuations import compare_continuations
-from calibit.comparison.controls import ExtraRuns, controls_of
+from calibit.comparison.controls import ExtraRuns, control_evidence, controls_of
 from calibit.comparison.evidence import (
     Evidence,
     label_evidence,
@@ -123,7 +123,8 @@ def compare(
             *_notes(paired, draw),
         ),
         evidence=_evidence(first, second, a, b, replace(draw, clusters=None))
-        | {**continuations.evidence, **generated.evidence},
+        | {**continuations.evidence, **generated.evidence}
+        | control_evidence(paired, extra or ExtraRuns(), draw),
     )
 
 

@@ -5,17 +5,20 @@ Damage is the change with the sign chosen so that positive is worse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from calibit.measures.intervals import bca, design_effect, paired_share_interval
+from calibit.measures.noise import excess_values
 from calibit.measures.perplexity import window_interval
-from calibit.measures.resampling import Resampling
+from calibit.measures.resampling import Resampling, resampled_means
+from calibit.measures.scores import Scores
 from calibit.measures.slice_search import SliceSearch, worst_slice
 from calibit.measures.slices import Slices
 from calibit.measures.summaries import Panel
+from calibit.measures.thresholds import accepted_at_coverage
 from calibit.measures.token_level import token_units
 
 DAMAGES: Mapping[str, int] = {
@@ -30,7 +33,10 @@ DAMAGES: Mapping[str, int] = {
 SLICED = ("acc", "conf_true", "nll")
 """Damages that are searched for their worst slice."""
 
-UNITS = {"nll": "nats", "text_nll": "nats", "token_kl": "nats"}
+TANGO = "tango"
+"""Method of bounds of shares: above 0 even where no item changed."""
+
+UNITS = {"nll": "nats", "text_nll": "nats", "kl": "nats", "token_kl": "nats"}
 
 Bounds = tuple[float, float]
 
@@ -69,12 +75,26 @@ def accuracy_evidence(before: np.ndarray, after: np.ndarray, resampling: Resampl
         resampling: the clusters.
     """
 
+    return share_evidence("acc", before, after, resampling)
+
+
+def share_evidence(
+    metric: str, before: np.ndarray, after: np.ndarray, resampling: Resampling
+) -> Evidence:
+    """Damage that is a share of items before minus a share after, with Tango's bounds.
+
+    Args:
+        metric: metric id.
+        before, after: float64 [N], 0 or 1.
+        resampling: the clusters.
+    """
+
     def at(level: float) -> Bounds:
         return _ends(paired_share_interval(after, before, replace(resampling, level=level)))
 
     effect = design_effect(after - before, resampling.clusters)
     sd = float(np.sqrt(effect * np.mean(before != after)))
-    return Evidence("acc", float(np.mean(before - after)), len(before), sd, "tango", at)
+    return Evidence(metric, float(np.mean(before - after)), len(before), sd, TANGO, at)
 
 
 def mean_evidence(
@@ -113,6 +133,49 @@ def label_evidence(a: Panel, b: Panel) -> dict[str, Evidence]:
             damage = sign * (second.values - first.values)
             out[metric] = mean_evidence(metric, damage, sign * (second.draws - first.draws), draw)
     return out
+
+
+def threshold_evidence(
+    a: Scores, b: Scores, coverage: float, resampling: Resampling
+) -> dict[str, Evidence]:
+    """Evidence on a system that abstains below a threshold of the reference: loss of coverage, and
+    more wrong answers accepted.
+
+    Args:
+        a, b: reference and candidate, labelled items with two choices or more.
+        coverage: share of the items that the threshold lets the reference answer.
+        resampling: the clusters.
+    """
+    found = accepted_at_coverage(a, b, coverage) if a.n else None
+    if found is None:
+        return {}
+    return {
+        "coverage": share_evidence("coverage", found["a"], found["b"], resampling),
+        "false_accepts": share_evidence(
+            "false_accepts", found["false_b"], found["false_a"], resampling
+        ),
+    }
+
+
+def excess_evidence(
+    a: Scores, b: Scores, reruns: Sequence[Scores], resampling: Resampling
+) -> dict[str, Evidence]:
+    """Evidence on magnitudes of change in excess over re-runs of the reference; empty without.
+
+    Args:
+        a, b: reference and candidate.
+        reruns: the reference run again on the same items.
+        resampling: of the bounds.
+    """
+    if not reruns or not a.n:
+        return {}
+    excess = excess_values(a, b, reruns)
+    named = {"all_flips": excess["all_flips"], "kl": excess["kl_ab"]}
+    drawn = resampled_means(np.stack(list(named.values()), axis=1), resampling)
+    return {
+        metric: mean_evidence(metric, values, column, resampling)
+        for (metric, values), column in zip(named.items(), drawn.T, strict=True)
+    }
 
 
 def text_evidence(

@@ -160,6 +160,26 @@ def noise_floor(
     )
 
 
+def excess_values(a: Any, b: Any, reruns: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Magnitude of the candidate's change minus the mean of the re-runs', per item.
+
+    Args:
+        a, b: reference and candidate: Scores, Distributions, or log scores [N, K].
+        reruns: the reference run again, at least once, on the same items.
+
+    Returns:
+        "all_flips" and "kl_ab" -> float64 [N].
+    """
+    first, second = same_items(a, b, op="noise_floor")
+    others = [same_items(a, run, op="noise_floor")[1] for run in reruns]
+    models = dict(enumerate([*others, second]))
+    tables = _magnitudes(first, models, np.full(first.n, UNLABELLED))
+    return {
+        metric: tables[metric][:, -1] - tables[metric][:, :-1].mean(axis=1)
+        for metric in ("all_flips", "kl_ab")
+    }
+
+
 def _same_bits(a: Any, b: Any) -> bool:
     if isinstance(a, Scores) and isinstance(b, Scores):
         return all(np.array_equal(x, y) for x, y in zip(a.z, b.z, strict=True))
@@ -168,7 +188,7 @@ def _same_bits(a: Any, b: Any) -> bool:
 
 
 def _magnitudes(
-    a: Distributions, models: Mapping[str, Distributions], gold: np.ndarray
+    a: Distributions, models: Mapping[Any, Distributions], gold: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Magnitudes of change per item and model, metric -> float64 [n, R + 1], candidate last."""
 

@@ -75,6 +75,8 @@ def self_audit(scores: Scores, *, name: str, lines: Sequence[Line] = ()) -> list
         _ties(scores),
         _chance(scores),
     ]
+    if (scores.distributions.k == 1).any():
+        found.append(_single(scores))
     if lines:
         found += [_log_probabilities(lines), _accounting(lines), _greedy(lines)]
     if any(SPECIAL_START in line for line in lines):
@@ -165,6 +167,14 @@ def at_chance(scores: Scores, *, level: float = 0.95) -> bool:
     if band.lower is None or band.upper is None:
         return False
     return band.lower <= _chance_level(scores) <= band.upper
+
+
+def _single(scores: Scores) -> Check:
+    """Fails: there is nothing to choose, so such items are right with confidence 1 whatever the
+    model does, and flatter every measure."""
+    single = np.flatnonzero(scores.distributions.k == 1)
+    detail = f"{len(single)} of {scores.n} items have one choice: right with confidence 1 always"
+    return Check("single choice", False, len(single), _first(scores, single), detail)
 
 
 def _chance_level(scores: Scores) -> float:

@@ -204,7 +204,8 @@ _ORDER = (
 def _item_statistics(scores: Scores, resampling: Resampling | None) -> dict[str, Statistic]:
     d = scores.distributions
     out = _means({"conf": d.confidence, "margin": d.margin, "entropy": d.entropy}, resampling)
-    out["ties"] = Statistic(Estimate("ties", float(d.ties), "count", d.n, "items"))
+    count = Estimate("ties", float(d.ties), "count", d.n, "items")
+    out["ties"] = Statistic(count if d.n else undefined("ties", NO_ITEMS, unit="items"))
     return out
 
 

@@ -159,6 +159,30 @@ def threshold_transfer(
     )
 
 
+def accepted_at_coverage(a: Any, b: Any, coverage: float) -> dict[str, np.ndarray] | None:
+    """Which items both models accept at the reference's threshold, as in `threshold_transfer`.
+
+    Args:
+        a, b: Scores of reference and candidate; the labelled items enter.
+        coverage: target share of accepted items, in (0, 1].
+
+    Returns:
+        float64 [n] each, 0 or 1: "a" and "b" (accepted), "false_a" and "false_b" (accepted and
+        wrong); None where all items are in one fold.
+    """
+    pair = labelled_models(a, b, None, ids=None, op="accepted_at_coverage")
+    fold = folds_of(pair.ids, FOLDS)
+    parts = np.unique(fold)
+    if len(parts) < 2:
+        return None
+    limit = np.empty(pair.n)
+    for part in parts:
+        limit[fold == part] = coverage_threshold(pair.a.confidence[fold != part], coverage)
+    sides = (("a", pair.a, pair.right_a), ("b", pair.b, pair.right_b))
+    out = {name: (model.confidence >= limit).astype(np.float64) for name, model, _ in sides}
+    return out | {f"false_{name}": out[name] * (1.0 - right) for name, _, right in sides}
+
+
 def coverage_threshold(confidence: np.ndarray, q: float) -> float:
     """The ceil(q N)-th largest confidence: accepts at least a share q (ties all accepted)."""
     kept = max(1, math.ceil(q * len(confidence) - 1e-9))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibit.comparison.evidence import UNITS, Evidence
+from calibit.comparison.evidence import TANGO, UNITS, Evidence
 from calibit.measures.intervals import two_sided_z
 from calibit.measures.power import detection_z
 from calibit.measures.slice_search import SliceSearch
@@ -83,7 +83,7 @@ def gate_of(evidence: Evidence, margin: float, *, level: float, gates: int) -> G
     lower, upper = strict if state == FAIL else plain
     needed = None
     if state == OPEN:
-        least = least_items(margin, level) if evidence.metric == "acc" else 0
+        least = least_items(margin, level) if evidence.method == TANGO else 0
         quantile = two_sided_z(level)
         needed = _n_needed(evidence.damage, evidence.sd, margin, quantile, least=least)
     return Gate(

@@ -11,15 +11,29 @@ from typing import Any
 from calibit.comparison.evidence import DAMAGES, SLICED
 
 WORST = "worst_slice."
-METRICS = (*DAMAGES, "text_nll", "gen_acc", "token_kl", *(WORST + name for name in SLICED))
+NEEDS = {
+    "all_flips": "re-runs of the reference: --rigor standard",
+    "kl": "re-runs of the reference: --rigor standard",
+    "gen_acc": "answers in free text",
+    "token_kl": "a workload: --workload",
+    "text_nll": "a text: --text",
+    "coverage": "labelled items in several folds",
+    "false_accepts": "labelled items in several folds",
+}
+"""Metric -> what the runs must hold for it, besides labelled items."""
+
+LABELLED = (*DAMAGES, "coverage", "false_accepts")
+"""Metrics that labelled items make."""
+
+METRICS = (*DAMAGES, *NEEDS, *(WORST + name for name in SLICED))
 
 _REFUSED = {
     "ece": "its interval misses the truth too often where a candidate is sharper; "
     "gate nll or brier instead",
-    "all_flips": "it is judged as excess over re-runs of the reference, which are not compared",
-    "kl": "it is judged as excess over re-runs of the reference, which are not compared",
+    "flips": "gate all_flips, the changed answers in excess over re-runs of the reference",
+    "kl_ab": "gate kl, which is judged in excess over re-runs of the reference",
 }
-_ALIASES = {"ece_mass": "ece", "d_ece": "ece", "mce": "ece", "flips": "all_flips", "kl_ab": "kl"}
+_ALIASES = {"ece_mass": "ece", "d_ece": "ece", "mce": "ece"}
 _MARGINS = {"acc": 0.03, "conf_true": 0.02, "nll": 0.03}
 _WHERE_ASKED = {"gen_acc": 0.03}
 
@@ -30,7 +44,9 @@ class Policy:
 
     Attributes:
         margins: metric -> margin above 0. Metrics are those of METRICS; `worst_slice.acc` and the
-            like judge the worst declared slice.
+            like judge the worst declared slice; `coverage` and `false_accepts` a threshold that
+            lets the reference answer 80 % of the items; `all_flips` and `kl` the change in excess
+            over re-runs of the reference.
         name: printed beside the verdict.
         optional: metrics that are judged where the runs hold what it takes, and else not missed.
 

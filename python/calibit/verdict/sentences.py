@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from calibit.verdict.gates import FAIL, PASS, UNJUDGED, Gate
-from calibit.verdict.policy import WORST
+from calibit.verdict.policy import LABELLED, NEEDS, WORST
 
+_FALSE_ACCEPTS = "rate of false accepts at the original's threshold"
 _WORDS = {
     # metric: words, direction of damage, unit, factor, decimals
     "acc": ("accuracy", "loss", "points", 100.0, 2),
@@ -17,6 +18,10 @@ _WORDS = {
     "brier_top1": ("Brier score of the top answer", "increase", "", 1.0, 4),
     "gen_acc": ("accuracy of free-text answers", "loss", "points", 100.0, 2),
     "token_kl": ("token KL on the workload", "divergence", "nats", 1.0, 4),
+    "coverage": ("coverage at the original's threshold", "loss", "points", 100.0, 2),
+    "false_accepts": (_FALSE_ACCEPTS, "increase", "points", 100.0, 2),
+    "all_flips": ("share of changed answers", "excess over re-runs", "points", 100.0, 2),
+    "kl": ("KL from the reference", "excess over re-runs", "nats", 1.0, 4),
     "text_nll": ("NLL of the text", "increase", "nats per token", 1.0, 4),
 }
 
@@ -59,8 +64,16 @@ def small_sentence(gate: Gate) -> str:
 
 def missing_sentence(metrics: Sequence[str], *, labelled: bool) -> str:
     """Which metrics of the policy could not be judged, and why."""
-    why = "the runs do not hold what it takes" if labelled else "no item is labelled"
-    return f"Not judged: {', '.join(_WORDS[metric][0] for metric in metrics)} ({why})."
+    by_reason: dict[str, list[str]] = {}
+    for metric in metrics:
+        why = "the runs do not hold what it takes"
+        if metric in LABELLED and not labelled:
+            why = "no item is labelled"
+        elif metric in NEEDS:
+            why = f"needs {NEEDS[metric]}"
+        by_reason.setdefault(why, []).append(_WORDS[metric][0])
+    parts = [f"{', '.join(names)} ({why})" for why, names in by_reason.items()]
+    return f"Not judged: {'; '.join(parts)}."
 
 
 def _at_the_corrected_level(gate: Gate, factor: float, digits: int) -> str:
