@@ -314,6 +314,34 @@ def test_logits_are_kept_where_something_follows_the_output_layer(tmp_path: Path
     assert again.forced().measures["kl"].max() == 0.0
 
 
+def test_logits_are_kept_where_the_output_layer_is_more_than_its_weight(tmp_path: Path) -> None:
+    class Scaled(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return 3.0 * super().forward(hidden)
+
+    def scaled() -> Any:
+        model = tiny_models.build("stablelm")
+        model.lm_head.__class__ = Scaled
+        return model
+
+    tokenizer = tiny_tokenizers.build()
+    base = calibit.evaluate(scaled(), tokenizer, workload=prompts(3), out=tmp_path / "base")
+    assert base.meta["scoring"]["head"] == "sliced" and base.meta["forced"]["states"] == "logits"
+    again = calibit.evaluate(scaled(), tokenizer, reference=base, out=tmp_path / "again")
+    assert again.forced().measures["kl"].max() == 0.0
+
+
+def test_a_quantized_reference_gives_its_own_distributions_back(tmp_path: Path) -> None:
+    """Its output layer is stored as the values that its codes stand for. The fused layer rounds
+    otherwise than a plain product; float32 exponentials, right to 2e-7, then leave some 1e-7."""
+    tokenizer = tiny_tokenizers.build()
+    base = calibit.evaluate(
+        quantized("int8-head"), tokenizer, workload=prompts(3), out=tmp_path / "base"
+    )
+    again = calibit.evaluate(quantized("int8-head"), tokenizer, reference=base)
+    assert 0.0 <= again.forced().measures["kl"].max() < 1e-6
+
+
 def test_audit_reports_workload_and_languages(tmp_path: Path) -> None:
     folder = prepare(tmp_path)
     rows = [{"prompt": f"the cat {i} sat", "topic": ("a", "b")[i % 2]} for i in range(6)]

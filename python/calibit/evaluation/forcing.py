@@ -94,18 +94,20 @@ class Reference:
         """Stored states of a shard, float32 `[P, D]` (or logits `[P, V]`)."""
         return torch.from_numpy(np.load(self.folder / states_name(shard)))
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits of stored states, float32 `[P, V]`."""
+    def logits(self, states: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Logits of stored states, float32 `[P, V]` on the CPU, computed on a device: that of the
+        model they are compared with, whose products are then rounded alike."""
         if self.kind == "logits":
             return states
         if self._head is None:
             from safetensors.torch import load_file
 
-            self._head = load_file(self.folder / HEAD)
+            self._head = load_file(self.folder / HEAD, device=str(device))
         weight = self._head["weight"]
         with torch.no_grad():
-            found = nn.functional.linear(states.to(weight.dtype), weight, self._head.get("bias"))
-        return found.float()
+            given = states.to(device=device, dtype=weight.dtype)
+            found = nn.functional.linear(given, weight, self._head.get("bias"))
+        return found.float().cpu()
 
 
 def states_name(shard: int) -> str:
@@ -128,7 +130,8 @@ class Forcer:
 
     def __init__(self, model: Any, head: str) -> None:
         self.model = model
-        self.layer: Any = model.get_output_embeddings() if head == "sliced" else None
+        layer = model.get_output_embeddings() if head == "sliced" else None
+        self.layer: Any = layer if layer is not None and _is_linear(model, layer) else None
 
     @property
     def kind(self) -> str:
@@ -202,7 +205,7 @@ class Forcer:
                 "entropy": found.entropy,
             }
             if reference is not None and base is not None:
-                before = reference.logits(base[start:stop])
+                before = reference.logits(base[start:stop], self.model.device)
                 if before.shape != own.shape:
                     raise ValueError(
                         f"[evaluate] expected a vocabulary of {before.shape[1]} tokens as in the "
@@ -222,3 +225,23 @@ class Forcer:
             with torch.no_grad():
                 logits = part if self.layer is None else self.layer(part)
             yield start, start + len(part), logits.float().cpu()
+
+
+def _is_linear(model: Any, layer: nn.Module) -> bool:
+    """Whether an output layer does no more than its weight and bias say, so that they give its
+    logits back; found by trying on one hidden state."""
+    states: list[torch.Tensor] = []
+
+    def pick(hidden: torch.Tensor) -> torch.Tensor:
+        states.append(hidden[0, -1:])
+        return hidden
+
+    with torch.no_grad():
+        with tapped(layer, pick):
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
+        own = layer(states[0]).double()
+        weight: Any = layer.weight
+        plain = nn.functional.linear(states[0], weight, getattr(layer, "bias", None)).double()
+    # Rounding of another kernel: a few units of the dtype per product, over the width.
+    allowed = 64 * torch.finfo(states[0].dtype).eps * float(own.abs().max())
+    return bool((own - plain).abs().max() <= allowed)
