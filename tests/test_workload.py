@@ -254,6 +254,33 @@ def test_killed_run_continues_to_the_same_bytes(
             assert (tmp_path / "run" / name).read_bytes() == file.read_bytes(), name
 
 
+def test_killed_generation_goes_on_with_the_next_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = outputs.continue_greedily, []
+
+    def dies(*args: Any, **options: Any) -> Any:
+        calls.append(len(args[2]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    def run(name: str) -> Run:
+        return calibit.evaluate(
+            tiny_models.build("llama"), tiny_tokenizers.build(), workload=prompts(),
+            out=tmp_path / name, batch_tokens=16,
+        )  # fmt: skip
+
+    expected = run("whole")
+    monkeypatch.setattr(outputs, "continue_greedily", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run("killed")
+    found = run("killed")
+    assert len(calls) > 3 and sum(calls[:1] + calls[2:]) == len(prompts())
+    assert found.generated() == expected.generated()
+    assert found.forced().sequences == expected.forced().sequences
+
+
 def test_another_workload_in_the_folder_is_refused(runs: dict[str, Run], tmp_path: Path) -> None:
     shutil.copytree(str(runs["base"].path), tmp_path / "run")
     with pytest.raises(ValueError, match=r"same job as the run in .* outputs.forced.workload"):
@@ -286,6 +313,26 @@ def test_runs_without_the_reference_are_not_compared(runs: dict[str, Run], tmp_p
     assert found.workload is None and not found.parallel
     assert any("(--reference)" in warning for warning in found.warnings)
     assert any("'text' is in one run only" in warning for warning in found.warnings)
+
+
+def test_languages_are_compared_without_the_reference_too(
+    runs: dict[str, Run], tmp_path: Path
+) -> None:
+    """The segments are the same anyway; only the divergence needs the reference's distributions."""
+    text = read_parallel(parallel_folder(tmp_path / "text"))
+    tokenizer = tiny_tokenizers.build()
+    alone = calibit.evaluate(quantized(), tokenizer, parallel=text)
+    [found] = calibit.compare(runs["base"], alone, resamples=200, allow_partial=True).parallel
+    [expected] = calibit.compare(runs["base"], runs["other"], resamples=200).parallel
+    for row, other in zip(found.languages, expected.languages, strict=True):
+        assert row["ratio"]["value"] == pytest.approx(other["ratio"]["value"], rel=1e-5)
+        assert row["kl"].value is None and "without the reference" in row["kl"].reason
+
+
+def test_a_comparison_prints_what_was_written(runs: dict[str, Run]) -> None:
+    shown = str(calibit.compare(runs["base"], runs["other"], resamples=200))
+    assert "right answers, mine" in shown and "token KL on the workload" in shown
+    assert "perplexity, worst language" in shown
 
 
 def test_token_divergence_can_be_gated(runs: dict[str, Run]) -> None:

@@ -47,6 +47,7 @@ def comparison_table(comparison: Comparison) -> Table:
         factors = ["n/a", ""] if ratio.value is None else [f"x{ratio.value:.4f}", _interval(ratio)]
         table.add_row(f"perplexity, {text.name}", *shown, *factors)
     _add_pair_rows(table, comparison)
+    _add_written_rows(table, comparison)
     return table
 
 
@@ -67,6 +68,39 @@ def _add_pair_rows(table: Table, comparison: Comparison) -> None:
     if worst and worst["slice"]:
         label = "largest loss shown in a slice, confidence in the right answer"
         table.add_row(label, "", *_worst(worst))
+
+
+def _add_written_rows(table: Table, comparison: Comparison) -> None:
+    """Answers in free text, the workload, languages."""
+    found, texts = comparison.workload, comparison.parallel
+    if comparison.generated or found is not None or texts:
+        table.add_section()
+    for task in comparison.generated:
+        shown = [_shown(side, 100.0, 1, "%") for side in (task.a, task.b)]
+        table.add_row(f"right answers, {task.task}", *shown, *_change(task.d_acc, 100.0, 1))
+    if found is not None:
+        for words, one, factor, digits in (
+            ("token KL on the workload, nats", found.kl, 1.0, 5),
+            ("same most probable token, %", found.same_top, 100.0, 1),
+            ("greedy prefix, %", found.greedy_prefix, 100.0, 1),
+        ):
+            value = "n/a" if one.value is None else f"{factor * one.value:.{digits}f}"
+            table.add_row(words, "", "", value, _interval(one, factor, digits))
+    for text in texts:
+        change = text.worst["d_nll"]
+        table.add_row(
+            f"perplexity, worst language of {text.name}: {text.worst['lang']}",
+            "",
+            "",
+            "n/a" if change.value is None else f"x{change.extra['ratio']:.4f}",
+            _interval_of(text.worst["ratio"]),
+        )
+
+
+def _interval_of(bounds: Mapping[str, float | None]) -> str:
+    if bounds.get("lower") is None or bounds.get("upper") is None:
+        return ""
+    return f"[{bounds['lower']:.4f}, {bounds['upper']:.4f}]"
 
 
 def _worst(worst: Mapping[str, Any]) -> list[str]:
