@@ -12,6 +12,7 @@ from calibit.auditing.models import Entry
 
 if TYPE_CHECKING:
     from calibit.evaluation import Text
+    from calibit.tasks import Item
 
 
 def check_settings(job: Job) -> None:
@@ -53,13 +54,19 @@ def check_settings(job: Job) -> None:
         loading.locate(source, "--candidates")
 
 
-def check_texts(job: Job, text: Text | None, entries: Sequence[Entry] = ()) -> None:
+def check_texts(
+    job: Job, text: Text | None, entries: Sequence[Entry] = (), items: Sequence[Item] = ()
+) -> list[str]:
     """Refuse a tokenizer that is missing and texts that are too short, before weights are read.
 
     Args:
         job: the job.
         text: the text to score, or None.
         entries: the models of an audit; where GPTQ is among them its text is checked too.
+        items: what the models will be asked; the calibration text is compared with it.
+
+    Returns:
+        Sentences for the report.
 
     Raises:
         ValueError: no model or tokenizer there, or too little text.
@@ -75,7 +82,14 @@ def check_texts(job: Job, text: Text | None, entries: Sequence[Entry] = ()) -> N
     encoder = Encoder(tokenizer, bos=job.bos)
     if text is not None:
         make_windows(encoder, text, max_length=context_length(config, tokenizer))
-    if any(entry.uses_gptq for entry in entries):
-        calibration_text.for_model(
-            job.calibration, tokenizer, config, tokens=job.calibration_tokens
-        )
+    if not any(entry.uses_gptq for entry in entries):
+        return []
+    calibration = calibration_text.for_model(
+        job.calibration,
+        tokenizer,
+        config,
+        tokens=job.calibration_tokens,
+        seed=job.calibration_seed,
+    )
+    note = calibration_text.foreign_text(calibration, tokenizer, [item.context for item in items])
+    return [note] if note is not None else []

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -88,6 +88,7 @@ def audit(
     policy: Mapping[str, Any] | str | Path | None = None,
     calibration: str | Path = jobs.TEXT,
     calibration_tokens: int | None = None,
+    calibration_seed: int | None = None,
     speed: str = jobs.SPEEDS[1],
     device: str = "cpu",
     dtype: str = "auto",
@@ -119,6 +120,7 @@ def audit(
             `calibit.verdict.Policy`.
         calibration: text that GPTQ calibrates on: `pydoc` or a file.
         calibration_tokens: how much of it; None takes the default of `quantize_model`.
+        calibration_seed: draws its segments at random; None takes them at equal distances.
         speed: how long tokens per second are measured: `none`, `quick` or `full`.
         device, dtype: where and in what the models run; `auto` keeps the stored dtype.
         seed: of samples and intervals.
@@ -152,6 +154,7 @@ def audit(
         policy=assembly.policy_dict(policy),
         calibration=jobs.local(calibration),
         calibration_tokens=calibration_tokens,
+        calibration_seed=calibration_seed,
         device=device,
         dtype=dtype,
         seed=seed,
@@ -175,7 +178,8 @@ def run_job(
     folder = Path(out) if out is not None else Path(f"audit-{models.model_name(job.model)}")
     inputs = read_inputs(job)
     if not (folder / AUDIT_FILE).is_file():
-        checking.check_texts(job, inputs.text, entries)
+        notes = checking.check_texts(job, inputs.text, entries, inputs.items)
+        inputs = replace(inputs, notes=[*inputs.notes, *notes])
     with jobs.claim(folder, job):
         if (folder / AUDIT_FILE).is_file():
             finished = Audit.load(folder)

@@ -47,8 +47,9 @@ class Job:
         text: `pydoc`, the path of a text file, or `none`.
         limit: items per task; None takes all.
         text_window, text_tokens: window length and number of scored tokens of the text.
-        calibration: text the solver calibrates on: `pydoc` or a file.
+        calibration: text the solver calibrates on, as `calibit.quantization.documents` reads it.
         calibration_tokens: how much of it; None takes the default of `quantize_model`.
+        calibration_seed: draws its segments at random; None takes them at equal distances.
         rigor: how many controls run: `quick`, `standard` or `full`.
         speed: how long tokens per second are measured: `none`, `quick` or `full`.
         dtype: dtype the baseline is loaded in; `auto` keeps the stored one.
@@ -81,6 +82,7 @@ class Job:
     text_tokens: int = TEXT_TOKENS
     calibration: str = TEXT
     calibration_tokens: int | None = None
+    calibration_seed: int | None = None
     rigor: str = RIGOR[0]
     speed: str = SPEEDS[1]
     dtype: str = "auto"

@@ -157,6 +157,7 @@ def load(entry: Entry, job: Job, progress: Callable[[int, int, str], None]) -> L
         entry.scheme,
         calibration=job.calibration,
         calibration_tokens=job.calibration_tokens,
+        calibration_seed=job.calibration_seed,
         tokenizer=loaded.tokenizer,
         progress=progress,
     )

@@ -46,6 +46,7 @@ def audit(
     ] = None,
     calib: given.Calibration = jobs.TEXT,
     calib_tokens: given.CalibrationTokens = None,
+    calib_seed: given.CalibrationSeed = None,
     tasks: given.Tasks = list(jobs.TASKS),  # noqa: B006
     num_fewshot: given.NumFewshot = 0,
     apply_chat_template: given.ChatTemplate = False,
@@ -140,6 +141,7 @@ def audit(
         word_frequency=None if word_frequency is None else jobs.local(word_frequency),
         calibration=jobs.local(calib),
         calibration_tokens=calib_tokens,
+        calibration_seed=calib_seed,
         rigor=rigor,
         speed=speed,
         dtype=dtype,
@@ -171,6 +173,7 @@ def quantize(
     ],
     calib: given.Calibration = jobs.TEXT,
     calib_tokens: given.CalibrationTokens = None,
+    calib_seed: given.CalibrationSeed = None,
     skip: Annotated[
         list[str] | None,
         option(
@@ -212,6 +215,7 @@ def quantize(
             out,
             calibration=calib,
             calibration_tokens=calib_tokens,
+            calibration_seed=calib_seed,
             skip=given.words(skip),
             layout=export,
             required=given.words(engines),

@@ -175,12 +175,28 @@ Bos = Annotated[
 Seed = Annotated[int, option("Seed of samples and intervals.", MEASURE, "--seed")]
 
 Calibration = Annotated[
-    str, option("Text that GPTQ calibrates on: pydoc or a file.", QUANTIZE, "--calib")
+    str,
+    option(
+        "GPTQ calibrates on it: pydoc, a text or .jsonl file, c4, hub:NAME[:SPLIT[:COLUMN]].",
+        QUANTIZE,
+        "--calib",
+    ),
 ]
 
 CalibrationTokens = Annotated[
     int | None,
     option("Tokens of that text.", QUANTIZE, "--calib_tokens", min=1, show_default="8192"),
+]
+
+CalibrationSeed = Annotated[
+    int | None,
+    option(
+        "Draws the calibration segments at random.",
+        QUANTIZE,
+        "--calib_seed",
+        min=0,
+        show_default="segments at equal distances",
+    ),
 ]
 
 Rule = Annotated[str, option("Scoring rule: sum, token, char, byte, pmi.", JUDGE, "--rule")]

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
-from calibit.tasks.texts import PYDOC, pydoc_text
+from calibit.quantization import documents
 
 SEGMENTS = 16
 LENGTH = 512
 """Default size, 8,192 tokens. On SmolLM2-135M twice as many took 1.65 times as long and moved the
 held-out loss of gptq-int4-g128 by less than 0.1 nats a token, either way."""
+
+C4_SEGMENTS, C4_LENGTH = 128, 2048
+"""The same of C4: the setting of the GPTQ paper (arXiv 2210.17323, section 4)."""
 
 HELD_OUT, HELD_OUT_LENGTH = 4, 256
 """Windows of text, and their tokens, on which the result is compared with nearest rounding."""
@@ -78,7 +82,12 @@ class Calibration:
 
 
 def for_model(
-    source: Source, tokenizer: Any | None, config: Any, *, tokens: int | None = None
+    source: Source,
+    tokenizer: Any | None,
+    config: Any,
+    *,
+    tokens: int | None = None,
+    seed: int | None = None,
 ) -> Calibration:
     """Calibration sequences of a length that a model can take.
 
@@ -87,7 +96,8 @@ def for_model(
         config: the model's configuration, or None; no sequence of text is longer than its
             `max_position_embeddings`.
         tokens: how many tokens of text, in segments of up to `LENGTH`, the last of which may go
-            beyond it; None takes `SEGMENTS` segments.
+            beyond it; None takes `SEGMENTS` segments, of C4 `C4_SEGMENTS` of `C4_LENGTH`.
+        seed: as for `load`.
 
     Raises:
         ValueError: fewer than one token, and as `load`.
@@ -95,9 +105,11 @@ def for_model(
     if tokens is not None and tokens < 1:
         raise ValueError(f"[calibration] expected at least one token, got {tokens}")
     context = getattr(config, "max_position_embeddings", None) or LENGTH
-    length = min(LENGTH, context, tokens or LENGTH)
-    segments = SEGMENTS if tokens is None else -(-tokens // length)
-    return load(source, tokenizer, segments=segments, length=length)
+    of_c4 = source == documents.C4
+    wanted, longest = (C4_SEGMENTS, C4_LENGTH) if of_c4 else (SEGMENTS, LENGTH)
+    length = min(longest, context, tokens or longest)
+    segments = wanted if tokens is None else -(-tokens // length)
+    return load(source, tokenizer, segments=segments, length=length, seed=seed)
 
 
 def load(
@@ -106,20 +118,24 @@ def load(
     *,
     segments: int = SEGMENTS,
     length: int = LENGTH,
+    seed: int | None = None,
 ) -> Calibration:
     """Calibration sequences from whatever names them.
 
-    Text is tokenised once, without special tokens, and `segments` windows of `length` tokens are
-    taken at equal distances over the whole of it: deterministic, no seed. Sequences of tokens are
+    Text is tokenised without special tokens. Without a seed its documents are joined by blank lines
+    and `segments` windows of `length` tokens are taken at equal distances over the whole. With one,
+    windows are drawn as in the GPTQ paper's code: a random document, again until one has at least
+    `length` tokens, and a random window of it. C4 is always drawn (seed 0). Sequences of tokens are
     used as they are.
 
     Args:
-        source: `"pydoc"`, the path of a text file, a sequence of texts (joined by blank lines),
-            token ids `[rows, length]` or a sequence of `[length]`, a tokenizer's output
+        source: a name of `documents.read`, a sequence of texts (documents), token ids
+            `[rows, length]` or a sequence of `[length]`, a tokenizer's output
             (`input_ids` and `attention_mask`: padding is cut off), or a `Calibration`.
         tokenizer: a Hugging Face tokenizer; needed for text.
         segments: how many windows to take from text.
         length: tokens per window.
+        seed: of the draw; None takes windows at equal distances.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -132,12 +148,13 @@ def load(
         return Calibration(_rows(source), "token ids")
     if isinstance(source, Mapping):
         return Calibration(_unpadded(source), "token ids")
+    texts: list[str]
     if isinstance(source, str | Path):
-        text, name = _read(source)
+        texts, name = documents.read(source)
     elif len(source) > 0 and all(isinstance(item, torch.Tensor) for item in source):
         return Calibration(tuple(row for item in source for row in _rows(item)), "token ids")  # type: ignore[arg-type]
     elif len(source) > 0 and all(isinstance(item, str) for item in source):
-        text, name = "\n\n".join(source), f"{len(source)} texts"  # type: ignore[arg-type]
+        texts, name = [str(item) for item in source], f"{len(source)} texts"
     else:
         raise TypeError(
             "[calibration] expected 'pydoc', a file, texts or token ids, got "
@@ -149,15 +166,18 @@ def load(
         )
     if tokenizer is None:
         raise TypeError("[calibration] expected tokenizer= with calibration text, got none")
-    return _windows(text, name, tokenizer, segments=segments, length=length)
-
-
-def _windows(text: str, name: str, tokenizer: Any, *, segments: int, length: int) -> Calibration:
-    """Windows at equal distances over the tokens of a text."""
     if segments < 1 or length < 1:
         raise ValueError(
             f"[calibration] expected at least one segment of one token, got {segments} of {length}"
         )
+    if seed is None and source != documents.C4:
+        joined = "\n\n".join(texts)
+        return _windows(joined, name, tokenizer, segments=segments, length=length)
+    return _drawn(texts, name, tokenizer, segments=segments, length=length, seed=seed or 0)
+
+
+def _windows(text: str, name: str, tokenizer: Any, *, segments: int, length: int) -> Calibration:
+    """Windows at equal distances over the tokens of a text."""
     notes = []
     if len(text) > _MOST_CHARACTERS:
         notes.append(f"only the first {_MOST_CHARACTERS:,} characters of {name} were used")
@@ -197,20 +217,66 @@ def _between(ids: torch.Tensor, starts: Sequence[int], length: int) -> tuple[tor
     return tuple(ids[start : start + short].long() for start in middles)
 
 
-def _read(source: str | Path) -> tuple[str, str]:
-    """Text and name of a file or of the built-in text."""
-    if source == PYDOC:
-        return pydoc_text("calibration"), PYDOC
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"[calibration] expected '{PYDOC}' or a text file, got {str(source)!r} which does not "
-            "exist"
+def _drawn(
+    texts: Sequence[str], name: str, tokenizer: Any, *, segments: int, length: int, seed: int
+) -> Calibration:
+    """Random windows of random documents, and held-out ones of documents that were not drawn."""
+    rng = np.random.default_rng(seed)
+    ids: dict[int, torch.Tensor] = {}
+
+    def window(excluded: Collection[int], size: int) -> tuple[int, torch.Tensor] | None:
+        for place in rng.permutation(len(texts)):
+            document = int(place)
+            if document in excluded:
+                continue
+            if document not in ids:
+                row = tokenizer(texts[document], add_special_tokens=False, verbose=False)
+                ids[document] = torch.tensor(row["input_ids"])
+            if ids[document].numel() >= size:
+                start = int(rng.integers(0, ids[document].numel() - size + 1))
+                return document, ids[document][start : start + size].long()
+        return None
+
+    found = [window((), length) for _ in range(segments)]
+    kept = [each for each in found if each is not None]
+    if not kept:
+        raise ValueError(
+            f"[calibration] expected a document of at least {length} tokens, got none in {name}: "
+            "give longer documents or shorter segments"
         )
-    try:
-        return path.read_text(encoding="utf-8"), path.name
-    except UnicodeDecodeError as error:
-        raise ValueError(f"[calibration] expected UTF-8 text, got {path.name}: {error}") from error
+    used = {document for document, _ in kept}
+    short = min(length, HELD_OUT_LENGTH)
+    held_out: list[torch.Tensor] = []
+    while len(held_out) < HELD_OUT and (other := window(used, short)) is not None:
+        used.add(other[0])
+        held_out.append(other[1])
+    sequences = tuple(each for _, each in kept)
+    return Calibration(sequences, f"{name}, seed {seed}", (), tuple(held_out))
+
+
+def foreign_text(calibration: Calibration, tokenizer: Any, prompts: Sequence[str]) -> str | None:
+    """A sentence where the calibration text is of another kind than the prompts: its tokens per
+    byte lie outside of the band that holds 98 % of theirs. Another language or code shows so.
+
+    Args:
+        calibration: token sequences.
+        tokenizer: the tokenizer that made them.
+        prompts: what the model will be asked.
+    """
+    texts = [text for text in dict.fromkeys(prompts) if text]
+    if len(texts) < 2:
+        return None
+    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    shares = [len(row) / len(text.encode()) for row, text in zip(rows, texts, strict=True)]
+    low, high = np.percentile(shares, [1, 99])
+    decoded = (tokenizer.decode(sequence.tolist()) for sequence in calibration.sequences)
+    own = calibration.tokens / max(1, sum(len(text.encode()) for text in decoded))
+    if low <= own <= high:
+        return None
+    return (
+        f"the calibration text ({calibration.source}) has {own:.3f} tokens a byte, the prompts "
+        f"{low:.3f} to {high:.3f}: it may be of another language or domain"
+    )
 
 
 def _unpadded(batch: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:

@@ -29,6 +29,7 @@ def quantize_checkpoint(
     *,
     calibration: calibration_text.Source | None = None,
     calibration_tokens: int | None = None,
+    calibration_seed: int | None = None,
     skip: str | Sequence[str] = (),
     layout: str = native.METHOD,
     required: Sequence[str] = (),
@@ -48,7 +49,7 @@ def quantize_checkpoint(
         scheme: a scheme, or a plan as a mapping or a JSON file.
         out: the folder to create.
         calibration: as in `quantize_model`; GPTQ without it takes the built-in text.
-        calibration_tokens: as in `quantize_model`.
+        calibration_tokens, calibration_seed: as in `quantize_model`.
         skip: pattern, or patterns, of layers to keep in floating point.
         layout: what the checkpoint looks like, one of `calibit.io.export.NAMES`.
         required: engines that must be able to load it (`calibit.io.engines.ENGINES`).
@@ -87,7 +88,9 @@ def quantize_checkpoint(
         if tokenizer is None and isinstance(source, str | Path):
             tokenizer = loading.read_tokenizer(model_path)  # says what is missing
         config = loading.read_config(model_path, trust_remote_code=trust_remote_code)
-        source = calibration_text.for_model(source, tokenizer, config, tokens=calibration_tokens)
+        source = calibration_text.for_model(
+            source, tokenizer, config, tokens=calibration_tokens, seed=calibration_seed
+        )
     work = unfinished(out) if any(one.is_solved for one in plan.schemes) else None
     with residency.opened(place, trust_remote_code=trust_remote_code) as weights:
         planned = _planned(weights.model, plan, skip)

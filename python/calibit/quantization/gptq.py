@@ -32,6 +32,9 @@ from calibit.schemes import Scheme
 Job = tuple[structure.LinearLayer, Scheme]
 """A layer and what to do to it."""
 
+_SHORT = 32
+"""Mean length of sequences in tokens under which a note is made."""
+
 _HESSIAN_BYTES = 2 * 1024**3
 """Memory for Hessians collected at the same time in whole-model passes."""
 
@@ -304,14 +307,21 @@ def _forward(model: nn.Module, ids: torch.Tensor) -> object:
 
 
 def _few_tokens(jobs: Sequence[Job], calibration: Calibration) -> tuple[str, ...]:
-    """A note when a Hessian cannot have full rank."""
+    """Notes where a Hessian cannot have full rank, or sequences are far from a context's length."""
+    notes = []
     widest = max(layer.shape[1] for layer, _ in jobs)
-    if calibration.tokens >= widest:
-        return ()
-    return (
-        f"{calibration.tokens} calibration tokens for layers of up to {widest} inputs: the result "
-        "rests on the damping; give more text",
-    )
+    if calibration.tokens < widest:
+        notes.append(
+            f"{calibration.tokens} calibration tokens for layers of up to {widest} inputs: the "
+            "result rests on the damping; give more text"
+        )
+    length = calibration.tokens / len(calibration.sequences)
+    if length < _SHORT:
+        notes.append(
+            f"calibration sequences of {length:.0f} tokens on average: short ones calibrate worse; "
+            "join texts to sequences of 512 and more"
+        )
+    return tuple(notes)
 
 
 def _check_ids(model: nn.Module, samples: Sequence[torch.Tensor]) -> None:

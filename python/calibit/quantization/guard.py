@@ -3,8 +3,8 @@
 A solver lowers the output error of each layer on the calibration text; the model may still get
 worse than under nearest rounding (an uneven Hessian without activation order does it). So a few
 held-out segments go block by block through the model as it was, the solved one, and one rounded to
-nearest; after the last block their next-token distributions are compared. Layers outside the blocks are
-what they were in all three. The cost is three forward passes of these segments.
+nearest; after the last block their next-token distributions are compared. Layers outside the blocks
+are what they were in all three. The cost is three forward passes of these segments.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ def quantize_model(
     *,
     calibration: calibration_text.Source | None = None,
     calibration_tokens: int | None = None,
+    calibration_seed: int | None = None,
     tokenizer: Any | None = None,
     skip: str | Sequence[str] = (),
     progress: Progress | None = None,
@@ -69,9 +70,11 @@ def quantize_model(
         model: the model, its weights in memory.
         scheme: a scheme, or a plan `{pattern: scheme or "keep"}` as a mapping or a JSON file (see
             `plans`).
-        calibration: for GPTQ: `"pydoc"`, a text file, texts, token ids or a `Calibration`.
+        calibration: for GPTQ: `"pydoc"`, `"c4"`, a text or JSONL file, texts, token ids, a data set
+            of the hub (see `calibit.quantization.documents`) or a `Calibration`.
         calibration_tokens: how many tokens of a calibration text are used; None takes 8,192 in
             segments of 512 (shorter where the model's context is).
+        calibration_seed: draws the segments at random; None takes them at equal distances.
         tokenizer: the model's tokenizer, for calibration text.
         skip: pattern, or patterns, of layers to keep in floating point.
         progress: called after each layer.
@@ -90,6 +93,7 @@ def quantize_model(
         plans.load(scheme),
         calibration=calibration,
         calibration_tokens=calibration_tokens,
+        calibration_seed=calibration_seed,
         tokenizer=tokenizer,
         skip=skip,
         progress=progress,
@@ -102,6 +106,7 @@ def quantize_weights(
     *,
     calibration: calibration_text.Source | None = None,
     calibration_tokens: int | None = None,
+    calibration_seed: int | None = None,
     tokenizer: Any | None = None,
     skip: str | Sequence[str] = (),
     progress: Progress | None = None,
@@ -112,7 +117,8 @@ def quantize_weights(
 
     Args:
         weights: the model, and where its weights are.
-        plan, calibration, calibration_tokens, tokenizer, skip, progress: as there.
+        plan, calibration, calibration_tokens, calibration_seed, tokenizer, skip, progress: as
+            there.
         work: folder that keeps the finished blocks of a GPTQ run; one that holds blocks of the same
             job is continued. The caller removes it.
         estimated: called with what the job will take before it begins.
@@ -126,7 +132,9 @@ def quantize_weights(
     source_hash, parameters = _check_weights(weights)
     survey_ = survey(model, plan, skip=skip)
     _rehearse(survey_.jobs)
-    data = _calibration(survey_.jobs, calibration, calibration_tokens, tokenizer, model)
+    data = _calibration(
+        survey_.jobs, calibration, calibration_tokens, calibration_seed, tokenizer, model
+    )
     if len(plan.schemes) == 1 and plan.schemes[0].is_float:
         structure.cast_(model, getattr(torch, schemes.FLOATS[plan.schemes[0].format]))
     job = {
@@ -301,6 +309,7 @@ def _calibration(
     jobs: Sequence[gptq.Job],
     source: calibration_text.Source | None,
     tokens: int | None,
+    seed: int | None,
     tokenizer: Any | None,
     model: nn.Module,
 ) -> calibration_text.Calibration | None:
@@ -314,7 +323,7 @@ def _calibration(
             f"path of a text file, or {texts.PYDOC!r} for the built-in one"
         )
     config = getattr(model, "config", None)
-    return calibration_text.for_model(source, tokenizer, config, tokens=tokens)
+    return calibration_text.for_model(source, tokenizer, config, tokens=tokens, seed=seed)
 
 
 def _untie_(model: nn.Module, jobs: Sequence[gptq.Job]) -> None:
