@@ -325,7 +325,10 @@ def test_policy_from_yaml(tmp_path):
         ("margins: {acc: true}", r"margins.acc: expected a number above 0, got True"),
         ("margins: {}", r"expected at least one margin"),
         ("margin: {acc: 1}", r"expected a mapping 'margins' in .*strict.yaml"),
-        ("margins: {acc: 1}\nlevels: 3", r"the keys margins and name in .*strict.yaml, got levels"),
+        (
+            "margins: {acc: 1}\nlevels: 3",
+            r"the keys margins, name and slices in .*strict.yaml, got lev",
+        ),
         ("- acc", r"expected a mapping 'margins' in .*strict.yaml, got \['acc'\]"),
         ("margins: {acc: [", r"expected YAML in .*strict.yaml"),
     ],
@@ -458,3 +461,37 @@ def test_changed_answers_and_kl_are_gated_in_excess_over_re_runs():
         )
         assert gates[metric].state == "pass"
     assert result.verdict(Policy({"kl": float(noise["kl_ab"].excess) / 3})).verdict == "hold"
+
+
+def test_the_worst_slice_is_sought_among_the_slices_of_the_policy():
+    """One language is ruined; asked about domains alone, which mix the languages, nothing is."""
+    a, b = simulated(480)
+    slices = [{"lang": "en" if i % 6 else "de", "part": str(i // 6 % 4)} for i in range(480)]
+    z = np.array(b.scores().z)
+    z[np.arange(0, 480, 6), a.scores().gold[::6]] -= 3.0
+    runs = [MemoryRun(side, a.scores().gold, slices=slices) for side in (a.scores().z, z)]
+    result = compare(*runs, **QUICK)
+    margins = {"worst_slice.conf_true": 0.3, "worst_slice.acc": 0.3}
+    everywhere = result.verdict(Policy(margins))
+    assert everywhere.verdict == "hold" and everywhere.gates[0].slice == "lang=de"
+    languages = result.verdict(Policy(margins, slices=("lang",)))
+    assert [gate.slices for gate in languages.gates] == [2, 2] and languages.verdict == "hold"
+    parts = result.verdict(Policy(margins, slices=("part",)))
+    assert parts.verdict == "ship" and {gate.slices for gate in parts.gates} == {4}
+    assert all(gate.slice.startswith("part=") for gate in parts.gates)
+    whole = {gate.slice: gate.upper for gate in everywhere.gates}
+    assert parts.to_dict()["policy"]["slices"] == ["part"] and whole
+    with pytest.raises(
+        ValueError, match=r"expected slice keys of the items \(lang, part\), got lng"
+    ):
+        result.verdict(Policy(margins, slices=("lng",)))
+
+
+def test_slices_of_a_policy_file(tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text("margins: {worst_slice.acc: 0.1}\nslices: [lang]\n", encoding="utf-8")
+    policy = Policy.from_yaml(file)
+    assert policy.slices == ("lang",) and Policy.from_dict(policy.to_dict()) == policy
+    file.write_text("margins: {acc: 0.1}\nslices: lang\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"policy.yaml, got 'lang'"):
+        Policy.from_yaml(file)

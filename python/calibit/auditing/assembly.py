@@ -56,8 +56,7 @@ def policy_dict(source: Mapping[str, Any] | str | Path | None) -> dict[str, Any]
     """The policy as a mapping, None for the default."""
     if source is None:
         return None
-    policy = policy_of(source)
-    return {"name": policy.name, "margins": dict(policy.margins)}
+    return policy_of(source).to_dict()
 
 
 def assemble(

@@ -12,7 +12,7 @@ bounds without correction, because all of them must stay below a margin (interse
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -64,6 +64,20 @@ class SliceSearch:
     level: float
     reason: str | None = None
     _bounds: BoundsMaker | None = field(default=None, repr=False)
+
+    def only(self, keys: Sequence[str]) -> SliceSearch:
+        """The search with the slices of some keys alone ("lang" for "lang=en").
+
+        Simultaneous bounds of means stay those of the whole family: wider than they need be.
+
+        Args:
+            keys: slice keys.
+        """
+        kept = [i for i, one in enumerate(self.slices) if one.name.partition("=")[0] in keys]
+        chosen = tuple(self.slices[i] for i in kept)
+        if not chosen or self._bounds is None:
+            return SliceSearch(self.metric, (), self.level, f"no slice of {', '.join(keys)}")
+        return replace(self, slices=chosen, _bounds=self._bounds.take(np.array(kept)))
 
     @property
     def worst(self) -> SliceDamage | None:
@@ -120,6 +134,16 @@ class BoundsMaker:
     se: np.ndarray
     maxima: tuple[np.ndarray, np.ndarray] | None = None
     discordant: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def take(self, slices: np.ndarray) -> BoundsMaker:
+        """The bounds of some slices, by int64 indices."""
+        counts = self.discordant
+        return BoundsMaker(
+            self.damage[slices],
+            self.se[slices],
+            self.maxima,
+            None if counts is None else (counts[0][slices], counts[1][slices], counts[2][slices]),
+        )
 
     def at(self, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Lower bounds for all slices at once, and upper bounds, float64 [S] each."""

@@ -21,6 +21,7 @@ from calibit.verdict.sentences import gate_sentence, missing_sentence, small_sen
 
 if TYPE_CHECKING:
     from calibit.comparison import Comparison
+    from calibit.measures.slice_search import SliceSearch
 
 SHIP, HOLD, INCONCLUSIVE = "ship", "hold", "inconclusive"
 EXIT_CODES: Mapping[str, int] = {SHIP: 0, HOLD: 1, INCONCLUSIVE: 2}
@@ -57,7 +58,7 @@ class Verdict:
             "exit_code": self.exit_code,
             "reasons": list(self.reasons),
             "gates": gates,
-            "policy": {"name": self.policy.name, "margins": dict(self.policy.margins)},
+            "policy": self.policy.to_dict(),
         }
 
 
@@ -104,7 +105,7 @@ def judge(comparison: Comparison, policy: Policy | None = None) -> Verdict:
 
 def _gates(comparison: Comparison, policy: Policy) -> tuple[Gate, ...]:
     level = float(comparison.protocol["level"])
-    sliced = {WORST + name: one for name, one in comparison.worst_slices.items() if one.slices}
+    sliced = {WORST + name: one for name, one in _searches(comparison, policy).items()}
     judged = [name for name in policy.margins if name in comparison.evidence or name in sliced]
     out = []
     for name in judged:
@@ -115,6 +116,25 @@ def _gates(comparison: Comparison, policy: Policy) -> tuple[Gate, ...]:
             evidence = comparison.evidence[name]
             out.append(gate_of(evidence, margin, level=level, gates=len(judged)))
     return tuple(out)
+
+
+def _searches(comparison: Comparison, policy: Policy) -> dict[str, SliceSearch]:
+    """The worst-slice searches among the slices of the policy; those without any are left out.
+
+    Raises:
+        ValueError: a slice key that no item has.
+    """
+    if not policy.slices:
+        return {name: one for name, one in comparison.worst_slices.items() if one.slices}
+    known = {str(row["key"]) for row in comparison.slices}
+    absent = [key for key in policy.slices if key not in known]
+    if absent:
+        raise ValueError(
+            f"[policy] expected slice keys of the items ({', '.join(sorted(known)) or 'none'}), "
+            f"got {', '.join(absent)}"
+        )
+    chosen = {name: one.only(policy.slices) for name, one in comparison.worst_slices.items()}
+    return {name: one for name, one in chosen.items() if one.slices}
 
 
 def _missing(comparison: Comparison, policy: Policy, any_gate: bool) -> list[str]:
@@ -128,7 +148,7 @@ def _missing(comparison: Comparison, policy: Policy, any_gate: bool) -> list[str
 
 def _without_slices(comparison: Comparison, policy: Policy) -> list[str]:
     asked = any(name.startswith(WORST) for name in policy.margins)
-    searched = any(one.slices for one in comparison.worst_slices.values())
+    searched = bool(_searches(comparison, policy))
     if not asked or searched or not comparison.worst_slices:
         return []
     return ["Slices were not judged: none has at least 30 items and fewer than all."]

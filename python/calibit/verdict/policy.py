@@ -48,6 +48,8 @@ class Policy:
             lets the reference answer 80 % of the items; `all_flips` and `kl` the change in excess
             over re-runs of the reference.
         name: printed beside the verdict.
+        slices: keys of the slices that the worst one is sought among; all declared ones where
+            empty.
         optional: metrics that are judged where the runs hold what it takes, and else not missed.
 
     Raises:
@@ -60,6 +62,7 @@ class Policy:
         )
     )
     name: str = "default"
+    slices: tuple[str, ...] = ()
     optional: frozenset[str] = field(default=frozenset(_WHERE_ASKED), compare=False)
 
     def __post_init__(self) -> None:
@@ -72,7 +75,8 @@ class Policy:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Policy:
-        """Read a policy from a YAML file with a mapping `margins` and an optional `name`.
+        """Read a policy from a YAML file with a mapping `margins`, and `name` and `slices` where
+        wanted.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -88,7 +92,7 @@ class Policy:
 
     @classmethod
     def from_dict(cls, content: Any, *, source: str = "policy") -> Policy:
-        """A policy from a mapping with `margins` and an optional `name`.
+        """A policy from a mapping with `margins`, and `name` and `slices` where wanted.
 
         Args:
             content: the mapping.
@@ -99,17 +103,29 @@ class Policy:
         """
         if not isinstance(content, Mapping) or not isinstance(content.get("margins"), Mapping):
             raise ValueError(f"[policy] expected a mapping 'margins' in {source}, got {content!r}")
-        unknown = [str(key) for key in content if key not in ("margins", "name")]
+        unknown = [str(key) for key in content if key not in ("margins", "name", "slices")]
         if unknown:
             raise ValueError(
-                f"[policy] expected the keys margins and name in {source}, got {', '.join(unknown)}"
+                f"[policy] expected the keys margins, name and slices in {source}, got "
+                f"{', '.join(unknown)}"
+            )
+        slices = content.get("slices") or ()
+        if isinstance(slices, str) or not all(isinstance(key, str) for key in slices):
+            raise ValueError(
+                f"[policy] expected slices, a list of slice keys, in {source}, got {slices!r}"
             )
         for metric, margin in content["margins"].items():
             problem = _problem(metric, margin)
             if problem:
                 raise ValueError(f"[policy] {source}, margins.{metric}: {problem}")
         margins = {str(metric): float(margin) for metric, margin in content["margins"].items()}
-        return cls(margins, str(content.get("name", Path(source).stem)), frozenset())
+        name = str(content.get("name", Path(source).stem))
+        return cls(margins, name, tuple(slices), frozenset())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, margins, and slice keys where there are some, as `from_dict` reads them."""
+        chosen = {"slices": list(self.slices)} if self.slices else {}
+        return {"name": self.name, "margins": dict(self.margins), **chosen}
 
 
 def _problem(metric: object, margin: object) -> str | None:
