@@ -44,20 +44,33 @@ def test_items_and_prompts_are_sliced_by_their_rarest_word() -> None:
     items = [Item(f"i{n}", "t", text, ("a", "b"), 0, {"lang": "en"}) for n, text in enumerate(rows)]
     asked = [Prompt(f"i{n}", "t", text) for n, text in enumerate(rows)]
     known, note = rarity.frequencies("own", rows)
-    assert note == "slices by word frequency: 20 words of the evaluated items themselves"
+    assert note.endswith("20 words of the evaluated items themselves were counted.")
     for given in (items, asked):
         found = rarity.with_rarity(given, known)
         names = [one.slices[rarity.RAREST] for one in found]
-        assert names[3] == QUARTERS[0] and names[0] == names[1] == names[2] != QUARTERS[0]
+        first = f"{QUARTERS[0]} by {rarity.RAREST}"
+        assert names[3] == first and names[0] == names[1] == names[2] != first
         assert set(found[0].slices) >= {rarity.RAREST, rarity.MEAN}
     assert rarity.with_rarity(items, known)[0].slices["lang"] == "en"
+
+
+def test_quarters_are_those_of_a_task() -> None:
+    """Else a task of rare words would be one slice."""
+    rows = [
+        ("a " * n + word, task) for task, word in (("t", "b"), ("u", "zz")) for n in range(1, 5)
+    ]
+    items = [Item(f"i{n}", task, text, ("a", "b"), 0) for n, (text, task) in enumerate(rows)]
+    found = rarity.with_rarity(items, WordFrequencies.of(["a " * 50 + "b " * 9]))
+    assert [one.slices[rarity.MEAN] for one in found] == [
+        f"{quarter} by {rarity.MEAN}" for _ in range(2) for quarter in QUARTERS
+    ]
 
 
 def test_counts_come_from_the_text_that_is_given(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_text("quagga " * 50 + "dog")
     known, note = rarity.frequencies(str(file), [])
-    assert note.endswith("51 words of words.txt")
+    assert note.endswith("51 words of words.txt were counted.")
     mean, _ = text_frequencies([COMMON, RARE], known)
     assert mean[1] > mean[0]
     with pytest.raises(ValueError, match="no such file"):
@@ -79,7 +92,8 @@ def test_examples_in_front_do_not_count(tmp_path: Path) -> None:
     )
     assert any(item.context.count("h") for item in shown[:7])
     same = [[item.slices[rarity.RAREST] for item in items] for items in (plain, shown)]
-    assert same[0] == same[1] == [name for name in reversed(QUARTERS) for _ in range(2)]
+    named = [f"{name} by {rarity.RAREST}" for name in reversed(QUARTERS)]
+    assert same[0] == same[1] == [name for name in named for _ in range(2)]
 
 
 def test_slices_reach_the_comparison_and_the_verdict(tmp_path: Path) -> None:
@@ -93,7 +107,8 @@ def test_slices_reach_the_comparison_and_the_verdict(tmp_path: Path) -> None:
     inputs = read_inputs(job_of(folder, word_frequency="own"))
     assert "words of the evaluated items themselves" in inputs.notes[-1]
     counts = Counter(item.slices[rarity.MEAN] for item in inputs.items)
-    assert set(counts) == set(QUARTERS) and min(counts.values()) >= 30
+    named = {f"{quarter} by {rarity.MEAN}" for quarter in QUARTERS}
+    assert set(counts) == named and min(counts.values()) >= 30
     tokenizer = tiny_tokenizers.build()
     model = tiny_models.build("llama")
     calibit.quantize_model(model, "int4-g32")
@@ -103,7 +118,7 @@ def test_slices_reach_the_comparison_and_the_verdict(tmp_path: Path) -> None:
     )
     found = calibit.compare(base, own, resamples=200)
     names = {row["name"] for row in found.slices}
-    assert {f"{rarity.MEAN}={quarter}" for quarter in QUARTERS} <= names
+    assert {f"{rarity.MEAN}={one}" for one in named} <= names
     searched = [row["name"] for row in found.to_dict()["worst_slices"]["acc"]["slices"]]
     assert any(name.startswith(rarity.MEAN) for name in searched)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
+
 from calibit.measures.word_frequency import WordFrequencies, quarters, text_frequencies
 from calibit.tasks.item import Item
 from calibit.tasks.prompts import Prompt
@@ -35,16 +37,17 @@ def frequencies(source: str, texts: Iterable[str]) -> tuple[WordFrequencies, str
     else:
         text = load_text(source)
         found, name = WordFrequencies.of([text.text]), text.name
-    return found, f"slices by word frequency: {found.total:,} words of {name}"
+    return found, f"Slices by word frequency: {found.total:,} words of {name} were counted."
 
 
 def with_rarity(
     items: Sequence[One], known: WordFrequencies, texts: Mapping[tuple[str, str], str] | None = None
 ) -> list[One]:
-    """The items with a slice for the quarter of their rarest word, and of their mean frequency.
+    """The items with a slice for the quarter of their rarest word, and of their mean frequency,
+    among the items of their task.
 
     Args:
-        items: items or prompts; the quarters are those of these items.
+        items: items or prompts.
         known: counts of words.
         texts: by (task, id) the text to take in place of the item's own, for prompts with examples
             in front; items without one are left as they are.
@@ -53,11 +56,14 @@ def with_rarity(
         text_of(item) if texts is None else texts.get((item.task, item.id), "") for item in items
     ]
     mean, rarest = text_frequencies(shown, known)
-    out = []
-    for item, *names in zip(items, quarters(rarest), quarters(mean), strict=True):
-        own = {key: name for key, name in zip((RAREST, MEAN), names, strict=True) if name}
-        out.append(replace(item, slices={**item.slices, **own}))
-    return out
+    found: list[dict[str, str]] = [{} for _ in items]
+    for task in dict.fromkeys(item.task for item in items):
+        own = np.array([index for index, item in enumerate(items) if item.task == task])
+        for key, values in ((RAREST, rarest), (MEAN, mean)):
+            for index, quarter in zip(own, quarters(values[own]), strict=True):
+                found[index] |= {} if quarter is None else {key: f"{quarter} by {key}"}
+    pairs = zip(items, found, strict=True)
+    return [replace(item, slices={**item.slices, **more}) for item, more in pairs]
 
 
 def text_of(item: Item | Prompt) -> str:
