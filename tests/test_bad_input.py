@@ -88,7 +88,7 @@ def test_items_with_a_single_choice_raise_the_alarm() -> None:
 def damaged(change: Callable[[dict[str, Any], list[dict[str, Any]]], Any]) -> tuple[Run, Run]:
     """Two equal runs, the second one changed."""
     meta = {"tokenizer_hash": "aa", "bos": "tokenizer", "text": [], "scheme": "none"}
-    rows = np.random.default_rng(3).normal(-3.0, 1.0, (40, 3)).tolist()
+    rows = np.random.default_rng(3).uniform(-6.0, -1.0, (40, 3)).tolist()
     lines = [
         {"kind": "choice", "id": f"q{i}", "task": "t", "gold": i % 3, "ll": row, "slices": {}}
         for i, row in enumerate(rows)
@@ -136,6 +136,20 @@ def test_the_command_compares_a_part_only_where_allowed(
     assert "1 only in a (t/q7)" in capsys.readouterr().err
     assert main([*words, word]) == 0
     assert "only 39 items are in both runs" in " ".join(capsys.readouterr().out.split()).lower()
+
+
+def test_the_alarm_stands_above_the_results_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = damaged(lambda meta, lines: lines[7]["ll"].__setitem__(0, 0.25))
+    folders = [str(written(tmp_path / name, run)) for name, run in (("a", a), ("b", b))]
+    words = ["compare", *folders, "--resamples", "100", "-o", str(tmp_path / "out")]
+    assert main(words) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("ALARM: the measurement failed its own checks")
+    assert "log-probabilities failed" in text and "first q7" in text and "INCONCLUSIVE" in text
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.index('role="alert"') < page.index('class="cards"')
 
 
 def test_a_truncated_run_names_file_and_line(tmp_path: Path) -> None:

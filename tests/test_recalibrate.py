@@ -107,7 +107,12 @@ def test_slices_and_label_free_from_an_audit(work: Path, tmp_path: Path) -> None
     audit = run_job(job, tmp_path / "audit", progress=None)
     words = ["quantize", str(work / "model"), "int2-g32", "-o", str(tmp_path / "two"), "-q"]
     assert main(words) == 0
+    bare = [text for text in audit.data["warnings"] if FILE in text]
     made = recalibrate(audit.path, tmp_path / "two", method="label_free", **FEW)
+    job = job_of(work, schemes=(), candidates=(str(tmp_path / "two"),), text="none", limit=30)
+    again = run_job(job, tmp_path / "again", progress=None)
+    noted = [text for text in again.data["warnings"] if FILE in text]
+    assert not bare and len(noted) == 1 and "was not applied" in noted[0]
     assert made.run.name == "int2-g32" and made.map.table["method"] == "label_free"
     sliced = recalibrate(
         audit.path, tmp_path / "two", method="slice_temperature", slice_key="lang",

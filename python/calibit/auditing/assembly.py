@@ -14,6 +14,7 @@ from calibit.auditing import models
 from calibit.auditing.job import TEXT, Job
 from calibit.auditing.models import BASELINE, Entry
 from calibit.auditing.result import SCHEMA
+from calibit.recalibration import FILE as MAP_FILE
 
 if TYPE_CHECKING:
     from calibit.comparison import Comparison, RunLike
@@ -244,6 +245,11 @@ def _warnings(
             continue
         found += models.lineage(entry, job, base, records[entry.name])
         found += [f"{entry.name}: {note}." for note in records[entry.name].get("notes") or ()]
+        if entry.source is not None and (Path(entry.source) / MAP_FILE).is_file():
+            found.append(
+                f"{entry.name}: its {MAP_FILE} was not applied, an audit judges the bare model; "
+                "calibit eval --recalibrated applies it."
+            )
         found += [_named(warning, entry.name) for warning in comparisons[entry.name].warnings]
     if any(entry.kind == "gptq" for entry in entries) and job.text == job.calibration:
         found.append(SAME_KIND if job.text == TEXT else SAME_TEXT)
