@@ -87,6 +87,8 @@ CASES: list[tuple[str, Mapping[str, Any], str, tuple[str, ...]]] = [
         ("他睡了。", "他跑了。"),
     ),
     ("xstorycloze_en", {"context": "One. Two."}, "One. Two.", ("3", "4")),
+    ("xstorycloze", {"context": "Uno. Dos.", "lang": "es"}, "Uno. Dos.", ("3", "4")),
+    ("storycloze_2016", {"context": "One. Two."}, "One. Two.", ("3", "4")),
 ]
 
 
@@ -163,6 +165,31 @@ PUBLISHED: list[tuple[str, Mapping[str, Any], str, tuple[str, ...], int]] = [
             "sentence_quiz1": "x",
             "sentence_quiz2": "y",
             "answer_right_ending": 2,
+        },
+        "1. 2. 3. 4.",
+        ("x", "y"),
+        1,
+    ),
+    (
+        "xstorycloze",
+        {
+            **{f"input_sentence_{i}": f"{i}." for i in range(1, 5)},
+            "sentence_quiz1": "x",
+            "sentence_quiz2": "y",
+            "answer_right_ending": 1,
+            "lang": "eu",
+        },
+        "1. 2. 3. 4.",
+        ("x", "y"),
+        0,
+    ),
+    (
+        "storycloze_2016",
+        {
+            **{f"InputSentence{i}": f"{i}." for i in range(1, 5)},
+            "RandomFifthSentenceQuiz1": "x",
+            "RandomFifthSentenceQuiz2": "y",
+            "AnswerRightEnding": 2,
         },
         "1. 2. 3. 4.",
         ("x", "y"),

@@ -124,7 +124,11 @@ class Task:
 
 LOCAL = Columns()
 _ARC = Columns(("question",), "choices.text", gold="answerKey", labels="choices.label", slices=())
+STORY_LANGUAGES = ("ar", "en", "es", "eu", "hi", "id", "my", "ru", "sw", "te", "zh")
+"""Languages of XStoryCloze (Lin et al., arXiv 2112.10668)."""
 _STORY = tuple(f"input_sentence_{i}" for i in range(1, 5))
+_ENDINGS = ("sentence_quiz1", "sentence_quiz2")
+_STORY_WORDING, _STORY_ALT = Wording("{context}"), Wording("Story: {context}\nEnding:")
 _QUESTION = Wording("Question: {question}\nAnswer:")
 _SHORT = Wording("Q: {question}\nA:")
 
@@ -302,19 +306,46 @@ _ALL = (
     Task(
         name="xstorycloze_en",
         size=1511,
-        main=Wording("{context}"),
-        alt=Wording("Story: {context}\nEnding:"),
+        main=_STORY_WORDING,
+        alt=_STORY_ALT,
+        columns=(LOCAL, Columns(_STORY, _ENDINGS, gold="answer_right_ending", first=1, slices=())),
+        hub=Hub("juletxara/xstory_cloze", "eval", ("en",)),
+        prepare=prepare.story,
+    ),
+    Task(
+        name="xstorycloze_{lang}",
+        size=1511,
+        main=_STORY_WORDING,
+        alt=_STORY_ALT,
+        columns=(
+            Columns(("context", "lang"), slices=("lang",)),
+            Columns(
+                (*_STORY, "lang"),
+                _ENDINGS,
+                gold="answer_right_ending",
+                first=1,
+                slices=("lang",),
+            ),
+        ),
+        hub=Hub("juletxara/xstory_cloze", "eval", STORY_LANGUAGES),
+        prepare=prepare.story,
+    ),
+    Task(
+        name="storycloze_2016",
+        size=1871,
+        main=_STORY_WORDING,
+        alt=_STORY_ALT,
         columns=(
             LOCAL,
             Columns(
-                _STORY,
-                ("sentence_quiz1", "sentence_quiz2"),
-                gold="answer_right_ending",
+                tuple(f"InputSentence{i}" for i in range(1, 5)),
+                ("RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"),
+                gold="AnswerRightEnding",
                 first=1,
                 slices=(),
             ),
         ),
-        hub=Hub("juletxara/xstory_cloze", "eval", ("en",)),
+        hub=Hub("LSDSem/story_cloze", "test", ("2016",), "validation"),
         prepare=prepare.story,
     ),
 )

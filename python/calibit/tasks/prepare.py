@@ -115,7 +115,7 @@ def lambada(texts: Fields, choices: Choices) -> tuple[Fields, Choices]:
 
 def story(texts: Fields, choices: Choices) -> tuple[Fields, Choices]:
     """`context`: the four sentences joined by one space."""
-    return {"context": " ".join(texts.values())}, choices
+    return {"context": " ".join(v for name, v in texts.items() if name != "lang")}, choices
 
 
 def letters(choices: Choices) -> Choices:
