@@ -124,6 +124,65 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+SCHEMES = {
+    "gptq": "int4-g16", "gptq_v2": "int8-g16-asym", "compressed-tensors": "int4-g16-asym",
+    "int-quantized": "int8-row", "bitsandbytes": "int8-row", "calibit": "nf4-dq",
+}  # fmt: skip
+
+
+def test_every_layout_has_a_scheme_below() -> None:
+    assert set(SCHEMES) == set(export.NAMES)
+
+
+# Conv1D, biases, a bias apart from its layer: every layout; the others once.
+UNLIKE = ("gpt2", "qwen2", "falcon")
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        (layout, name)
+        for layout in SCHEMES
+        for name in (tiny_models.DENSE if layout == "gptq" else UNLIKE)
+    ],
+)
+def test_every_architecture_comes_back(tmp_path: Path, name: str, layout: str) -> None:
+    model = tiny_models.build(name)
+    calibit.quantize_model(model, SCHEMES[layout])
+    assert export.save(model, tmp_path / "model", layout).difference == 0.0
+
+
+@pytest.mark.parametrize("layout", SCHEMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_sixteen_bits_come_back(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
+    model = tiny_models.build("qwen2", dtype=dtype)
+    calibit.quantize_model(model, SCHEMES[layout])
+    assert calibit.export_model(model, tmp_path / "model", layout).difference == 0.0
+    again = calibit.load_model(tmp_path / "model")
+    assert {parameter.dtype for parameter in again.parameters()} == {dtype}
+
+
+@pytest.mark.slow
+def test_a_real_model_goes_through_every_layout(tmp_path: Path) -> None:
+    """Codes of 4 bits: ours, GPTQ, compressed-tensors and back, weights bit for bit."""
+    from calibit.quantization import quantize_checkpoint, weight_hash
+
+    prepared = Path.home() / ".cache" / "calibit" / "SmolLM2-135M-Instruct"
+    if not prepared.is_dir():
+        pytest.skip("SmolLM2-135M-Instruct is not prepared (make demo)")
+    quantize_checkpoint(prepared, "int4-g64", tmp_path / "calibit")
+    source = "calibit"
+    for layout in ("gptq", "compressed-tensors"):
+        wrote = calibit.convert_checkpoint(tmp_path / source, tmp_path / layout, layout)
+        assert wrote.difference == 0.0 and wrote.layers == 210
+        source = layout
+    calibit.convert_checkpoint(tmp_path / source, tmp_path / "back", "calibit")
+    first, second = (calibit.load_model(tmp_path / name) for name in ("calibit", "back"))
+    assert weight_hash(first) == weight_hash(second)
+    quantize_checkpoint(prepared, "nf4-dq", tmp_path / "nf4", layout="bitsandbytes")
+    assert calibit.load_model(tmp_path / "nf4").config.num_hidden_layers == 30
+
+
 def test_many_files(tmp_path: Path) -> None:
     model = quantized("int4-g32")
     export.save(model, tmp_path / "model", "gptq", max_shard_bytes=20_000)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from calibit.auditing import audit
     from calibit.comparison import compare
     from calibit.evaluation import evaluate
+    from calibit.io.checkpoints import convert as convert_checkpoint
     from calibit.io.checkpoints import load as load_model
+    from calibit.io.export import save as export_model
     from calibit.io.native import save as save_model
     from calibit.modules import QuantizedLinear, linear
     from calibit.next_token import head_confidence, token_confidence
@@ -39,7 +41,9 @@ _LAZY = {
     "Scheme": "calibit.schemes",
     "audit": "calibit.auditing",
     "compare": "calibit.comparison",
+    "convert_checkpoint": "calibit.io.checkpoints:convert",
     "evaluate": "calibit.evaluation",
+    "export_model": "calibit.io.export:save",
     "formats": "calibit.registry",
     "head_confidence": "calibit.next_token",
     "linear": "calibit.modules",
@@ -78,7 +82,9 @@ __all__ = [
     "Scheme",
     "audit",
     "compare",
+    "convert_checkpoint",
     "evaluate",
+    "export_model",
     "formats",
     "head_confidence",
     "linear",

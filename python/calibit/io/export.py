@@ -17,6 +17,7 @@ from calibit.io.engines import Finding
 from calibit.io.layout import Exported, LayerFacts, Writer
 from calibit.io.layouts import WRITERS
 from calibit.modules import QuantizedLinear
+from calibit.weight import QuantizedWeight, to_device
 
 NAMES = (*WRITERS, native.METHOD)
 """Layouts that can be written."""
@@ -205,7 +206,9 @@ def _write(
 ) -> None:
     def encode(name: str, module: QuantizedLinear) -> Mapping[str, torch.Tensor]:
         try:
-            return writer.encode(module.quantized_weight(), exported.dtype)
+            weight = module.quantized_weight()
+            weight = weight if weight.codes.is_cpu else to_device(weight, "cpu")
+            return writer.encode(weight, exported.dtype)
         except ValueError as error:
             raise ValueError(f"[export] cannot write {name!r} as {writer.name}: {error}") from error
 
@@ -258,7 +261,7 @@ def _compare_weights(model: nn.Module, again: nn.Module) -> bool:
             first = module.quantized_weight()
             second = again.get_submodule(name).quantized_weight()  # type: ignore[operator]
             moved |= not _same(first.input_order, second.input_order)
-            if not torch.equal(first.dequantize().cpu(), second.dequantize()):
+            if not _same_values(first, second):
                 raise RuntimeError(f"[export] {name!r} does not come back with the same values")
     floats = dict(again.named_parameters())
     for name, parameter in model.named_parameters():
@@ -284,6 +287,14 @@ def _copy_computed_(model: nn.Module, again: nn.Module) -> list[str]:
                     "whole model is cast; the checkpoint will have it as the configuration says"
                 )
     return notes
+
+
+def _same_values(first: QuantizedWeight, second: QuantizedWeight) -> bool:
+    """Whether two weights stand for the same numbers: in the same tensors, or once dequantized."""
+    ours, theirs = first.tensors(), second.tensors()
+    if ours.keys() == theirs.keys() and all(_same(ours[name], theirs[name]) for name in ours):
+        return True
+    return torch.equal(first.dequantize().cpu(), second.dequantize())
 
 
 def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
