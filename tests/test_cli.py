@@ -441,6 +441,25 @@ def test_export_and_convert(calibit: Any, folder: Path, tmp_path: Path) -> None:
     assert again.code == 3 and "which exists" in again.err
 
 
+def test_checkpoint_of_a_tool_that_is_not_installed_is_evaluated(
+    calibit: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers cannot load GPTQ files without GPTQModel; calibit reads them itself."""
+    from calibit.io import foreign
+
+    monkeypatch.setattr(foreign, "find_spec", lambda _: None)
+    places = [tmp_path / "own", tmp_path / "gptq"]
+    for place, layout in zip(places, ("calibit", "gptq"), strict=True):
+        given = ["quantize", folder / "model", "int4-g16", "--export", layout, "-o", place, "-q"]
+        assert calibit(*given).code == 0
+    tasks = ["--tasks", folder / "items.jsonl", "--text", "none", "--limit", "20", "-q"]
+    found = [
+        json.loads(calibit("eval", place, *tasks, "-o", f"{place}-run", "--json").out)
+        for place in places
+    ]
+    assert found[0]["metrics"] == found[1]["metrics"]
+
+
 def test_quantize_eval_compare(calibit: Any, folder: Path, tmp_path: Path) -> None:
     model, checkpoint = folder / "model", tmp_path / "nf4"
     made = calibit("quantize", model, "nf4", "-o", checkpoint, "-q")

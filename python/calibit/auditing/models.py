@@ -172,8 +172,8 @@ def open_model(
     trust_remote_code: bool = False,
     other_tokenizer: str | None = None,
 ) -> Loaded:
-    """A model and its tokenizer: calibit's own checkpoints through its reader, all others through
-    transformers.
+    """A model and its tokenizer: calibit's own checkpoints, and those of tools that are not
+    installed, through its readers and on its kernels; all others through transformers.
 
     Args:
         source: folder or hub name.
@@ -266,12 +266,12 @@ def lineage(
 def _read(source: str, dtype: str, trust_remote_code: bool) -> Any:
     import torch
 
-    from calibit.io import native
+    from calibit.io import checkpoints, foreign, native
 
     place = loading.locate(source)
-    if native.is_checkpoint(place):
+    if native.is_checkpoint(place) or foreign.lacks_package(place):
         chosen = None if dtype == "auto" else getattr(torch, dtype)
-        return native.load(place, dtype=chosen, trust_remote_code=trust_remote_code)
+        return checkpoints.load(place, dtype=chosen, trust_remote_code=trust_remote_code)
     return loading.read_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
 
 

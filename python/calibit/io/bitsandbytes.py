@@ -331,6 +331,7 @@ def _notes(exported: Exported) -> list[str]:
 
 READER = Reader(
     _METHOD,
+    "bitsandbytes",
     "bitsandbytes (4 and 8 bits)",
     (*(_STATE + kind for kind in _TYPES), "SCB"),
     _decoder,

@@ -375,6 +375,7 @@ def _int_notes(_: Exported) -> list[str]:
 
 READER = Reader(
     _METHOD,
+    "compressed_tensors",
     "compressed-tensors (pack-quantized, int-quantized)",
     ("weight_packed", "weight_scale"),
     _decoder,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def method_of(path: str | Path) -> str | None:
         return None
     method = section.get("quant_method")
     return method if isinstance(method, str) else None
+
+
+def lacks_package(path: str | Path) -> bool:
+    """Whether a folder is of a tool whose package is not installed, so that transformers cannot
+    load it and `load` can."""
+    reader = READERS.get(method_of(path) or "")
+    return reader is not None and find_spec(reader.package) is None
 
 
 def load(

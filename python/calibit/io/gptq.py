@@ -274,7 +274,7 @@ def _facts(layer: LayerFacts) -> dict[str, Any]:
     return {"bits": layer.scheme.bits, "group_size": layer.group, "sym": layer.symmetric}
 
 
-READER = Reader("gptq", "GPTQ (versions 1, 2 and planar)", ("qweight",), _decoder)
+READER = Reader("gptq", "gptqmodel", "GPTQ (versions 1, 2 and planar)", ("qweight",), _decoder)
 
 WRITERS = tuple(
     Writer(

@@ -32,6 +32,7 @@ class Reader:
 
     Attributes:
         method: its `quant_method`.
+        package: what transformers needs to load such files.
         summary: what it reads, for help and messages.
         markers: last parts of tensor names of which a quantized layer has exactly one.
         decoder: checks a `quantization_config` and gives the function that reads a layer with it;
@@ -39,6 +40,7 @@ class Reader:
     """
 
     method: str
+    package: str
     summary: str
     markers: tuple[str, ...]
     decoder: Callable[[Section], Decode]
