@@ -126,7 +126,7 @@ def run_of(correct: Sequence[bool], **changes: Any) -> Run:
     lines = [
         {
             "kind": "generate", "id": f"t-{i}", "task": "t", "slices": {"half": str(i % 2)},
-            "correct": right, "got": None, "text": f"{right}", "tokens": 3 + right, "ended": right,
+            "correct": right, "text_hash": f"{right}", "tokens": 3 + right, "ended": right,
             "context_hash": "c", "choices_hash": "a", **changes,
         }
         for i, right in enumerate(correct)
@@ -207,6 +207,9 @@ def test_a_run_stores_what_was_written(tmp_path: Path) -> None:
     }  # fmt: skip
     assert run.scores().n == 0 and run.forced() is None
     assert not (tmp_path / "run" / "generated").exists()
+    bare = calibit.evaluate(model, tokenizer, asked, store_docs=False)
+    assert bare.docs() is None and not any("text" in line for line in bare.generated())
+    assert calibit.compare(run, bare, resamples=200).generated[0].same_text == 1.0
 
 
 def test_audit_of_prompts_alone(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def _task(name: str, pairs: Sequence[tuple[Line, Line]], draw: Resampling) -> Ge
         b=acc(after, resampling=draw),
         d_acc=accuracy_change(before, after, draw),
         mcnemar=mcnemar(rw, wr),
-        same_text=float(np.mean([a["text"] == b["text"] for a, b in pairs])),
+        same_text=float(np.mean([a["text_hash"] == b["text_hash"] for a, b in pairs])),
         d_tokens=mean_difference(lengths, metric="d_tokens", resampling=draw),
         limit_a=float(np.mean([not a["ended"] for a, _ in pairs])),
         limit_b=float(np.mean([not b["ended"] for _, b in pairs])),

@@ -209,7 +209,14 @@ def _run(
     with PeakMemory() as peak:
         _score_items(job, folder, scorer, batches, report)
         meta["scoring"]["nonfinite_tokens"] = _score_texts(job, folder, scorer, report)
-        more, answered = job.outputs.run(job.model, tokenizer, scorer.head, folder, report)
+        more, answered = job.outputs.run(
+            job.model,
+            tokenizer,
+            scorer.head,
+            folder,
+            report,
+            store_docs=job.options.store_docs,
+        )
     meta |= more
     meta["footprint"] = measure_memory(job.model).to_dict()
     meta["footprint"] |= {"peak_rss": peak.bytes, "peak_rss_since": peak.since}

@@ -156,9 +156,23 @@ class Outputs:
         return done + [("forced", i) for i in range(len(self.shards)) if folder.has(shard_name(i))]
 
     def run(
-        self, model: Any, tokenizer: Any, head: str, folder: RunFolder, report: Report
+        self,
+        model: Any,
+        tokenizer: Any,
+        head: str,
+        folder: RunFolder,
+        report: Report,
+        *,
+        store_docs: bool = True,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Do what the folder lacks.
+
+        Args:
+            model, tokenizer: what is evaluated.
+            head: how its output layer is reached.
+            folder: where the work is stored.
+            report: called after every batch.
+            store_docs: keep the answers' texts, and not their hashes alone.
 
         Returns:
             Entries for run.json, and lines for items.jsonl.
@@ -171,7 +185,7 @@ class Outputs:
                 self._force(forcer, shard, sequences, folder)
                 report("forced", shard)
         lines = [
-            _line(one, found)
+            _line(one, found, store_docs)
             for one, found in zip(self.asked, continued, strict=True)
             if one.prompt.answer is not None
         ]
@@ -340,8 +354,8 @@ def _described(name: str, asked: Sequence[Asked]) -> dict[str, Any]:
     return {"name": name, "n": len(asked), "prompts_hash": text_hash(shown)}
 
 
-def _line(one: Asked, found: Continued) -> dict[str, Any]:
-    """Line of items.jsonl."""
+def _line(one: Asked, found: Continued, store_docs: bool) -> dict[str, Any]:
+    """Line of items.jsonl; without texts where prompts are not stored either."""
     prompt = one.prompt
     assert prompt.answer is not None
     correct, got = prompt.answer.judge(found.text)
@@ -351,8 +365,8 @@ def _line(one: Asked, found: Continued) -> dict[str, Any]:
         "task": prompt.task,
         "slices": dict(prompt.slices),
         "correct": correct,
-        "got": got,
-        "text": found.text,
+        **({"got": got, "text": found.text} if store_docs else {}),
+        "text_hash": text_hash(found.text),
         "tokens": len(found.ids),
         "ended": found.ended,
         "context_hash": text_hash(list(one.ids)),
