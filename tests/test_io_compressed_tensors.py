@@ -60,6 +60,30 @@ def test_groups_and_channels(tmp_path: Path, group: int) -> None:
     assert bool(read.get_submodule(LAYER).notes) == (group > 64)
 
 
+@pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
+def test_files_of_before_2025(tmp_path: Path, symmetric: bool) -> None:
+    """Zero points as int8, also where they are all 0; settings of then."""
+    section = foreign_files.packed_section(symmetric=symmetric)
+    section |= {"quantization_status": "frozen", "sparsity_config": {"format": "dense"}}
+    model, weights = built(tmp_path / "model", section=section, symmetric=symmetric)
+
+    def unpacked(tensors: dict[str, torch.Tensor]) -> None:
+        for name, weight in weights.items():
+            n, key = weight.shape[0], f"{name}.weight_zero_point"
+            zeros = torch.zeros(n, weight.shape[1] // 32, dtype=torch.int8)
+            if not symmetric:
+                words = tensors[key].numpy().view(np.uint32)
+                nibbles = [
+                    [int(words[i // 8, g]) >> 4 * (i % 8) & 15 for g in range(zeros.shape[1])]
+                    for i in range(n)
+                ]
+                zeros = torch.tensor(nibbles).sub(8).to(torch.int8)
+            tensors[key] = zeros
+
+    rewritten(tmp_path / "model", unpacked)
+    check_same(tmp_path / "model", model, weights)
+
+
 def test_one_scale_for_a_tensor(tmp_path: Path) -> None:
     section = foreign_files.packed_section(strategy="tensor", group_size=None)
     _, weights = built(tmp_path / "model", section=section, group=-1)
@@ -201,7 +225,7 @@ def test_wrong_settings_are_refused(tmp_path: Path, weights: Any, message: str) 
         ({"config_groups": {"a": {"targets": "Linear"}}}, "targets of a"),
         ({"config_groups": {"a": {"targets": ["re:("], "weights": {}}}}, "a pattern in a"),
         ({"config_groups": {"a": {"targets": ["Linear"]}}}, "weights of a"),
-        ({"quantization_status": "frozen"}, "quantization_status 'compressed'"),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config of format 'dense'"),
         ({"transform_config": {"R1": {}}}, "no transform_config"),
         ({"format": "int-quantized"}, "tensors of format 'int-quantized', got those of 'pack-q"),
     ],

@@ -245,6 +245,16 @@ def test_computed_buffers_of_old_files_are_left(tmp_path: Path) -> None:
     check_same(tmp_path / "model", model, weights)
 
 
+def test_zero_bias_of_a_layer_without_one_is_left(tmp_path: Path) -> None:
+    """GPTQ-for-LLaMa and early AutoGPTQ wrote a bias for every layer."""
+    model, weights = built(tmp_path / "model")
+    rewritten(
+        tmp_path / "model",
+        lambda t: t.update({f"{n}.bias": torch.zeros(len(w)).half() for n, w in weights.items()}),
+    )
+    check_same(tmp_path / "model", model, weights)
+
+
 def test_tied_head_may_be_stored_twice_if_equal(tmp_path: Path) -> None:
     model = foreign_files.small_llama(tied=True)
     weights = foreign_files.write_checkpoint(
@@ -295,7 +305,7 @@ def put(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         (lambda t: t.pop(f"{LAYER}.scales"), r"missing \['scales'\]"),
         (lambda t: t.pop(f"{LAYER}.qweight"), f"expected tensor '{LAYER}.weight'"),
         (lambda t: t.update({f"{LAYER}.more": torch.zeros(1)}), r"unknown \['more'\]"),
-        (lambda t: t.update({f"{LAYER}.bias": torch.zeros(96)}), "without bias, got one"),
+        (lambda t: t.update({f"{LAYER}.bias": torch.ones(96)}), "without bias, got one"),
         (lambda t: t.update({"model.more": torch.zeros(1)}), "got 1 more: 'model.more'"),
         (lambda t: t.update({"model.x.qweight": torch.zeros(1)}), "linear layer 'model.x'"),
         (lambda t: t.pop("model.norm.weight"), "expected tensor 'model.norm.weight'"),

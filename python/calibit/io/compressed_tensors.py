@@ -54,13 +54,11 @@ def _decoder(section: Section) -> Decode:
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
         raise ValueError(f"expected config_groups to map names to settings, got {groups!r:.80}")
-    if section.get("quantization_status", "compressed") != "compressed":
-        raise ValueError(
-            f"expected quantization_status 'compressed', got {section['quantization_status']!r}"
-        )
-    for key in ("transform_config", "sparsity_config"):
-        if section.get(key):
-            raise ValueError(f"expected no {key}, which changes more than weights, got one")
+    if section.get("transform_config"):
+        raise ValueError("expected no transform_config, which changes more than weights, got one")
+    sparsity = section.get("sparsity_config") or {}
+    if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
+        raise ValueError(f"expected sparsity_config of format 'dense', got {sparsity!r:.80}")
     for name, group in groups.items():
         _check_group(name, group)
 
@@ -140,12 +138,38 @@ def _read_packed(
     packed = tensors["weight_packed"]
     codes = _unpack(packed, bits, n, k)
     scales = _scales(tensors, n, k, settings)
-    points = None
-    if "weight_zero_point" in tensors:
-        words = -(-n * bits // streams.WORD)
-        zeros = expect_like(tensors, "weight_zero_point", torch.int32, (words, scales.shape[1]))
-        points = streams.unpack(streams.from_words(zeros.t()), bits, n).t()
+    points = _packed_points(tensors, bits, n, scales)
     return _assemble(codes, scales, points, tensors.get("weight_g_idx"), settings, shape)
+
+
+def _packed_points(tensors: Tensors, bits: int, n: int, scales: Tensor) -> Tensor | None:
+    """Zero points uint8 ``[N, G]`` of a pack-quantized layer; before 2025 they were not packed."""
+    if "weight_zero_point" not in tensors:
+        return None
+    if tensors["weight_zero_point"].dtype == torch.int8:
+        return _int_points(tensors, bits, scales)
+    shape = (-(-n * bits // streams.WORD), scales.shape[1])
+    words = expect_like(tensors, "weight_zero_point", torch.int32, shape)
+    return streams.unpack(streams.from_words(words.t()), bits, n).t()
+
+
+def _int_points(tensors: Tensors, bits: int, scales: Tensor) -> Tensor | None:
+    """Zero points uint8 ``[N, G]`` from int8, one for the tensor, each row or each group."""
+    if "weight_zero_point" not in tensors:
+        return None
+    stored, middle = tensors["weight_zero_point"], 2 ** (bits - 1)
+    if stored.dtype != torch.int8 or stored.numel() not in (1, scales.numel()):
+        raise ValueError(
+            f"expected weight_zero_point torch.int8 {list(scales.shape)}, got {stored.dtype} "
+            f"{list(stored.shape)}"
+        )
+    low, high = int(stored.min()), int(stored.max())
+    if low < -middle or high >= middle:
+        raise ValueError(
+            f"expected weight_zero_point from {-middle} to {middle - 1}, got {low} to {high}"
+        )
+    zeros = (stored.to(torch.int16) + middle).to(torch.uint8)
+    return zeros.expand(scales.shape) if zeros.numel() == 1 else zeros.reshape(scales.shape)
 
 
 def _unpack(packed: Tensor, bits: int, n: int, k: int) -> Tensor:
@@ -187,15 +211,7 @@ def _read_int(
     if low < -middle or high >= middle:
         raise ValueError(f"expected weight from {-middle} to {middle - 1}, got {low} to {high}")
     scales = _scales(tensors, *shape, settings)
-    points = None
-    if "weight_zero_point" in tensors:
-        zeros = tensors["weight_zero_point"].reshape(-1, scales.shape[1])
-        if zeros.dtype != torch.int8 or zeros.shape[0] not in (1, shape[0]):
-            raise ValueError(
-                f"expected weight_zero_point torch.int8 {list(scales.shape)}, got {zeros.dtype} "
-                f"{list(tensors['weight_zero_point'].shape)}"
-            )
-        points = (zeros.to(torch.int16) + middle).to(torch.uint8).expand(scales.shape)
+    points = _int_points(tensors, bits, scales)
     codes = (signed + middle).to(torch.uint8)
     return _assemble(codes, scales, points, tensors.get("weight_g_idx"), settings, shape)
 

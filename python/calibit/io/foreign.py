@@ -153,6 +153,8 @@ def _fill_quantized_(
             )
         stored = {part: files.read(f"{name}.{part}") for part in parts}
         bias = stored.pop("bias", None)
+        if bias is not None and layer.bias(model) is None and not bool(bias.any()):
+            bias = None  # older tools gave every layer one, zero where the model has none
         filling.check_bias(name, bias, layer.bias(model), files, file)
         try:
             weight = decode(name, stored, layer.shape)
