@@ -43,7 +43,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     ),
 }
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -58,9 +58,10 @@ class Export:
         }
 
     def __str__(self) -> str:
+        logits = f"differ by at most {self.difference:.1g}" if self.difference else "are equal"
         lines = [
-            f"{self.layers} layers written as {self.layout}; read back, codes and scales are "
-            f"equal, logits differ by at most {self.difference:.1g}.",
+            f"{self.layers} layers written as {self.layout}. Read back, their values are those in "
+            f"memory; the logits of {_PROBE} tokens {logits}.",
             *(f"Note: {note}." for note in (*self.findings, *self.notes)),
         ]
         return "\n".join(lines)
