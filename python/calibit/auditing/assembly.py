@@ -14,7 +14,6 @@ from calibit.auditing import models
 from calibit.auditing.job import TEXT, Job
 from calibit.auditing.models import BASELINE, Entry
 from calibit.auditing.result import SCHEMA
-from calibit.recalibration import FILE as MAP_FILE
 
 if TYPE_CHECKING:
     from calibit.comparison import Comparison, RunLike
@@ -238,6 +237,8 @@ def _warnings(
     records: Mapping[str, Mapping[str, Any]],
     comparisons: Mapping[str, Comparison],
 ) -> list[str]:
+    from calibit.recalibration import FILE as MAP_FILE  # with torch, which `--help` goes without
+
     base = runs[BASELINE].meta
     found: list[str] = []
     for entry in entries[1:]:
