@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from calibit import ops
+from calibit import activations, ops
 from calibit.schemes import Scheme
 from calibit.solver import Factored
 from calibit.weight import TENSOR_NAMES, QuantizedWeight, quantize
@@ -98,7 +98,9 @@ class QuantizedLinear(nn.Module):
         return cls(q, bias, weight.dtype).train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., K]`` to ``[..., N]`` in x's dtype; the arithmetic is float32."""
+        """``[..., K]`` to ``[..., N]`` in x's dtype; the arithmetic is float32, on an input that
+        the scheme may round first (`calibit.activations`)."""
+        x = activations.prepare(x, self.scheme)
         if self._input_order is not None:
             x = x.index_select(-1, self._input_order)
         return ops.apply_linear(x, self.packed, self._codebook, self.bias, *self._numbers)
@@ -312,6 +314,7 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Te
     Returns:
         ``[..., N]`` in x's dtype.
     """
+    x = activations.prepare(x, weight.scheme)
     if weight.input_order is not None:
         x = x.index_select(-1, weight.input_order)
     return ops.linear(x, weight.pack(), weight.codebook, bias, **weight.layout)

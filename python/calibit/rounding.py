@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from calibit import ops
+from calibit import activations, ops
 from calibit.registry import NESTED_BLOCK
 from calibit.schemes import TENSOR, Scheme
 from calibit.solver import Factored
@@ -72,7 +72,8 @@ class _Form:
 def _form(scheme: Scheme) -> _Form:
     weight_format = scheme.weight_format
     zero = "u8" if "asym" in scheme.options else "f32" if "fzero" in scheme.options else "none"
-    kind = ops.scale_kind(weight_format.scale_type, zero)
+    scale = "f32" if "llm" in scheme.options else weight_format.scale_type
+    kind = ops.scale_kind(scale, zero)
     values = weight_format.codebook
     codebook = None if values is None else torch.tensor(values, dtype=torch.float32)
     numbers = {"bits": scheme.bits, "group": max(scheme.group, 0), "kind": kind}
@@ -94,6 +95,8 @@ def _tensors(rounded: Any, codebook: Tensor | None, fixed: _FixedScales | None) 
 
 def _fixed_scales(w: Tensor, scheme: Scheme) -> _FixedScales | None:
     """Scales for the schemes that fix them first: one per tensor, nested ones, activation order."""
+    if "llm" in scheme.options:
+        return _FixedScales((_llm_scales(w), None), {})
     if not (scheme.group == TENSOR or scheme.options & {"dq", "actorder"}):
         return None
     form = _form(scheme)
@@ -114,3 +117,9 @@ def _fixed_scales(w: Tensor, scheme: Scheme) -> _FixedScales | None:
     block = torch.arange(scales.numel()) // NESTED_BLOCK
     values = nested_codebook[codes.flatten().long()] * nested[block] + offset
     return _FixedScales((values.reshape(scales.shape), None), stored)
+
+
+def _llm_scales(w: Tensor) -> Tensor:
+    """Row scales of LLM.int8(): max|w| / 127, float32 ``[N, 1]``; 1 for a row of zeros."""
+    scales = w.abs().amax(dim=1, keepdim=True) / activations.LARGEST
+    return torch.where(scales > 0, scales, torch.ones_like(scales))

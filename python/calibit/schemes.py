@@ -28,9 +28,15 @@ OPTIONS: dict[str, str] = {
     "fzero": "real zero point per group (integer formats); asym-fzero says the same",
     "actorder": "round the columns with the largest activations first (gptq, gptaq)",
     "mse": "clip search: a group's range is the one with the smallest error, not the whole",
+    "a8": "activations rounded to 8-bit integers, token by token",
+    "llm": "LLM.int8(), with int8 only: row scales max|w| / 127, 8-bit activations, columns with "
+    "an outlier apart",
     "head": "also quantize the output head (lm_head)",
 }
 """Options in canonical order, with what they do."""
+
+ALIASES = {"w8a8": "int8-row-a8"}
+"""Other spellings of a part of a scheme."""
 
 ROW, TENSOR = 0, -1
 _CODEBOOK_SUFFIXES = (".txt", ".csv")
@@ -56,6 +62,8 @@ class Scheme:
         if self.is_float:
             return self.format
         parts = [self.solver] if self.solver != "nearest" else []
+        if "llm" in self.options:
+            return "-".join([*parts, "llm", self.format, *sorted(self.options - {"llm"})])
         parts.append(self.format)
         weight_format = self.weight_format
         if weight_format.is_integer or self.group != weight_format.group:
@@ -94,7 +102,8 @@ class Scheme:
 def known_tokens() -> list[str]:
     """Every token a scheme string may hold, for messages and help."""
     granularity = ["g32", "g64", "g128", "g<multiple of 8>", "row", "tensor"]
-    return [*SOLVERS, *formats(), *FLOATS, *granularity, *OPTIONS, "<codebook file>.txt"]
+    words = [*SOLVERS, *formats(), *FLOATS, *granularity, *OPTIONS, *ALIASES]
+    return [*words, "<codebook file>.txt"]
 
 
 def parse(text: str | Scheme) -> Scheme:
@@ -121,7 +130,7 @@ def parse(text: str | Scheme) -> Scheme:
         raise TypeError(
             f"[scheme] expected a string such as 'nf4' or a Scheme, got {type(text).__name__}"
         )
-    codebook, tokens = _split(text)
+    codebook, tokens = _split(_spelled_out(text))
     _check_tokens(tokens, text)
     found: dict[str, list[str]] = {"solver": [], "format": codebook, "group": [], "option": []}
     for token in tokens:
@@ -174,6 +183,11 @@ def read_codebook(path: str) -> Format:
     return Format(path, len(values).bit_length() - 1, 64, "f32", values)
 
 
+def _spelled_out(text: str) -> str:
+    """The string with every alias replaced."""
+    return "-".join(ALIASES.get(part.strip().lower(), part) for part in text.split("-"))
+
+
 def _split(text: str) -> tuple[list[str], list[str]]:
     """The codebook path, if the string names one, and the other tokens in lower case."""
     suffixes = "|".join(re.escape(s) for s in _CODEBOOK_SUFFIXES)
@@ -202,7 +216,7 @@ def _kind(token: str, text: str) -> str:
         return "group"
     if token in OPTIONS:
         return "option"
-    near = difflib.get_close_matches(token, [*SOLVERS, *formats(), *FLOATS, *OPTIONS], 1)
+    near = difflib.get_close_matches(token, [*SOLVERS, *formats(), *FLOATS, *OPTIONS, *ALIASES], 1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     raise ValueError(
         f"[scheme] unknown token '{token}' in '{text}'{hint}; known: {', '.join(known_tokens())}"
@@ -214,7 +228,9 @@ def _group(token: str) -> int:
 
 
 def _default_group(scheme: Scheme) -> int:
-    return ROW if scheme.is_float else scheme.weight_format.group
+    if scheme.is_float or "llm" in scheme.options:
+        return ROW
+    return scheme.weight_format.group
 
 
 def _check(scheme: Scheme, text: str, group_given: bool) -> None:
@@ -228,6 +244,10 @@ def _check(scheme: Scheme, text: str, group_given: bool) -> None:
             refuse(f"{scheme.format} leaves weights in floating point and takes no other token")
         return
     weight_format = scheme.weight_format
+    if "llm" in scheme.options:
+        others = scheme.options - {"llm", "head"}
+        if scheme.format != "int8" or scheme.group != ROW or others or scheme.is_solved:
+            refuse("llm stands for LLM.int8(): write llm-int8, alone or with head")
     if scheme.group > 0 and scheme.group % 8:
         refuse(f"expected a group that is a multiple of 8, got {scheme.group}")
     if weight_format.scale_type == "e8m0" and scheme.group != weight_format.group:

@@ -26,6 +26,10 @@ _PROBE = 16
 """Tokens whose logits are compared after writing."""
 
 
+_ROUNDED_INPUTS = ("a8", "llm")
+"""Options that round a layer's input. No reader of a foreign layout gives them back yet."""
+
+
 @dataclass(frozen=True)
 class Export:
     """What was written.
@@ -154,7 +158,9 @@ def check(exported: Exported, layout: str, required: Sequence[str]) -> list[Find
     writer = WRITERS.get(layout)
     if writer is None:
         return []
-    reasons = {layer.name: writer.refusal(layer) for layer in exported.layers}
+    reasons = {
+        layer.name: writer.refusal(layer) or _activations(layer) for layer in exported.layers
+    }
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
     if refused:
         name, reason = next(iter(refused.items()))
@@ -167,6 +173,17 @@ def check(exported: Exported, layout: str, required: Sequence[str]) -> list[Find
         if finding.refused and finding.engine in required:
             raise ValueError(f"[export] {finding}")
     return findings
+
+
+def _activations(layer: LayerFacts) -> str | None:
+    """Why foreign layouts cannot say what a layer does to its input; None where it does nothing."""
+    found = [option for option in _ROUNDED_INPUTS if option in layer.scheme.options]
+    if not found:
+        return None
+    return (
+        f"it cannot say that the input is rounded (option {found[0]}): the exported model would "
+        "compute other values"
+    )
 
 
 def _described(model: Any, layers: tuple[LayerFacts, ...]) -> Exported:
