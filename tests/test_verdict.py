@@ -305,8 +305,8 @@ def test_policy_from_yaml(tmp_path):
     path.write_text("name: strict\nmargins:\n  acc: 0.01\n  worst_slice.nll: 0.1\n")
     policy = Policy.from_yaml(path)
     assert policy.name == "strict" and policy.margins == {"acc": 0.01, "worst_slice.nll": 0.1}
-    path.write_text("margins: {acc: 1}")
-    assert Policy.from_yaml(path) == Policy({"acc": 1.0}, "strict")
+    path.write_text("margins: {nll: 1}")
+    assert Policy.from_yaml(path) == Policy({"nll": 1.0}, "strict")
 
 
 @pytest.mark.parametrize(
@@ -331,6 +331,23 @@ def test_policy_from_yaml(tmp_path):
         ),
         ("- acc", r"expected a mapping 'margins' in .*strict.yaml, got \['acc'\]"),
         ("margins: {acc: [", r"expected YAML in .*strict.yaml"),
+        ("margins: {acc: 5}", r"margins.acc: expected a share below 1, got 5: .* 0.02 is 2 points"),
+        ("margins: {worst_slice.acc: 1.0}", r"worst_slice.acc: expected a share below 1, got 1.0"),
+        ("margins: {acc: 1e-3}", r"margins.acc: .* got '1e-3' as text: write 0.001$"),
+        ("margins: {acc: '1e-5'}", r"got '1e-5' as text: write 0.00001$"),
+        (
+            "margins:\n  acc: 0.01\n  nll: 0.1\n  acc: 0.5",
+            r"every key once in .*yaml, got .*: acc$",
+        ),
+        ("margins: {acc: 0.1}\nmargins: {acc: 0.5}", r"every key once in .*, got twice: margins$"),
+        ("margins: {acc: 0.1}\nname: 5", r"expected name, a text, in .*strict.yaml, got 5"),
+        ("margins: {acc: 0.1}\nname:", r"expected name, a text, in .*strict.yaml, got None"),
+        ("margins: {acc: 0.1}\nslices: 5", r"expected slices, a list .*strict.yaml, got 5"),
+        (
+            "margins: {acc: 0.1}\nslices: {lang: 1}",
+            r"a list of slice keys, in .*strict.yaml, got {",
+        ),
+        ("margins: {acc: 0.1}\nslices: [1]", r"a list of slice keys, in .*strict.yaml, got \[1\]"),
     ],
 )
 def test_a_wrong_policy_names_file_and_key(tmp_path, text, message):
@@ -338,6 +355,18 @@ def test_a_wrong_policy_names_file_and_key(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         Policy.from_yaml(path)
+
+
+def test_a_policy_that_is_no_utf8_names_the_file(tmp_path):
+    path = tmp_path / "strict.yaml"
+    path.write_bytes("name: größer\nmargins: {acc: 0.1}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"expected UTF-8 text in .*strict.yaml"):
+        Policy.from_yaml(path)
+
+
+def test_margins_in_nats_may_be_above_one():
+    margins = dict.fromkeys(("nll", "text_nll", "kl", "token_kl", "worst_slice.nll"), 2.0)
+    assert dict(Policy(margins).margins) == margins
 
 
 def test_a_missing_policy_file_is_not_found(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ NEEDS = {
     "false_accepts": "labelled items in several folds",
 }
 """Metric -> what the runs must hold for it, besides labelled items."""
+
+SHARES = ("acc", "conf_true", "brier_top1", "gen_acc", "coverage", "false_accepts", "all_flips")
+"""Metrics whose damage is a share, at most 1; printed in points, hundredths of it."""
 
 LABELLED = (*DAMAGES, "coverage", "false_accepts")
 """Metrics that labelled items make."""
@@ -53,7 +58,8 @@ class Policy:
         optional: metrics that are judged where the runs hold what it takes, and else not missed.
 
     Raises:
-        ValueError: for an unknown or refused metric, or a margin that is not a number above 0.
+        ValueError: for an unknown or refused metric, or a margin that is not a number above 0, or
+            not below 1 for one of SHARES.
     """
 
     margins: Mapping[str, float] = field(
@@ -85,9 +91,15 @@ class Policy:
         import yaml
 
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            tree, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"[policy] expected UTF-8 text in {path}, got: {error}") from error
         except yaml.YAMLError as error:
             raise ValueError(f"[policy] expected YAML in {path}, got: {error}") from error
+        twice = _repeated(tree)
+        if twice:
+            raise ValueError(f"[policy] expected every key once in {path}, got twice: {twice}")
         return cls.from_dict(content, source=str(path))
 
     @classmethod
@@ -109,8 +121,12 @@ class Policy:
                 f"[policy] expected the keys margins, name and slices in {source}, got "
                 f"{', '.join(unknown)}"
             )
-        slices = content.get("slices") or ()
-        if isinstance(slices, str) or not all(isinstance(key, str) for key in slices):
+        name = content.get("name", Path(source).stem)
+        if not isinstance(name, str):
+            raise ValueError(f"[policy] expected name, a text, in {source}, got {name!r}")
+        slices = content.get("slices")
+        slices = [] if slices is None else slices
+        if not isinstance(slices, list | tuple) or not all(isinstance(key, str) for key in slices):
             raise ValueError(
                 f"[policy] expected slices, a list of slice keys, in {source}, got {slices!r}"
             )
@@ -119,7 +135,6 @@ class Policy:
             if problem:
                 raise ValueError(f"[policy] {source}, margins.{metric}: {problem}")
         margins = {str(metric): float(margin) for metric, margin in content["margins"].items()}
-        name = str(content.get("name", Path(source).stem))
         return cls(margins, name, tuple(slices), frozenset())
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,7 +150,29 @@ def _problem(metric: object, margin: object) -> str | None:
     if metric not in METRICS:
         return f"expected a metric of {', '.join(METRICS)}, got {metric!r}"
     if isinstance(margin, bool) or not isinstance(margin, int | float):
-        return f"expected a number above 0, got {margin!r}"
+        return f"expected a number above 0, got {margin!r}{_hint(margin)}"
     if not (math.isfinite(margin) and margin > 0):
         return f"expected a margin above 0, got {margin!r}"
+    if margin >= 1 and str(metric).removeprefix(WORST) in SHARES:
+        return f"expected a share below 1, got {margin!r}: margins are shares, 0.02 is 2 points"
     return None
+
+
+def _hint(margin: object) -> str:
+    """What to write for a text that is a number: YAML 1.1 reads 1e-3 as a text."""
+    try:
+        value = Decimal(margin) if isinstance(margin, str) else Decimal("nan")
+    except InvalidOperation:
+        return ""
+    return f" as text: write {value:f}" if value.is_finite() else ""
+
+
+def _repeated(tree: Any) -> str:
+    """Keys that a YAML tree or a mapping in it holds twice; of these YAML would keep the last."""
+    nodes = [tree, *(value for _, value in _pairs(tree))]
+    counts = [Counter(str(key.value) for key, _ in _pairs(node)) for node in nodes]
+    return ", ".join(key for count in counts for key, times in count.items() if times > 1)
+
+
+def _pairs(node: Any) -> list[Any]:
+    return node.value if getattr(node, "id", None) == "mapping" else []
