@@ -226,7 +226,7 @@ Threads = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    option("Tokens (not items) per forward pass.", MACHINE, "--batch_size", show_default="512"),
+    option("Tokens (not items) per forward pass.", MACHINE, "--batch_size", show_default="2048"),
 ]
 TrustRemoteCode = Annotated[
     bool, option("Let models bring code of their own.", MACHINE, "--trust_remote_code")

@@ -24,13 +24,11 @@ from calibit.evaluation.encoding import EncodedChoices
 
 Tokens = tuple[int, ...]
 
-PASS_COST = 25
+PASS_COST = 33
 POSITION_COST = 0.02
 """Costs in units of one more token in a pass: of a pass, and of each cached position that a row of
-it continues from. Passes of a 135M fp32 Llama took as long as 33 tokens on AVX2 cores (95 ms of one
-core, 2.84 ms a token, 0.057 ms a position) and as 22 on AVX-512 ones (51 ms; 2.3 ms a token up to
-512 tokens, 3 ms at 1,024, whose activations leave the second cache). Only the plan depends on them,
-no result does."""
+it continues from. Fitted to passes of a 135M fp32 Llama on AVX2 cores (95 ms, 0.057 ms, 2.84 ms of
+one core). Only the plan depends on them, no result does."""
 
 _CACHE_FACTOR = 4  # cached positions of a batch, at most, in units of `batch_tokens`
 

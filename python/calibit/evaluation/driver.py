@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from calibit.tasks import Item, Prompt
     from calibit.tasks.parallel import ParallelText
 
-BATCH_TOKENS = 512
-"""Tokens of a batch by default: about as many as keep a small model's activations in the second
-cache of a CPU core, and a second or two, which is what a killed run loses."""
+BATCH_TOKENS = 2048
+"""Tokens of a batch by default: a few seconds of a small model on a CPU, which is what a killed run
+loses."""
 
 SPEEDS = ("quick", "full")
 
