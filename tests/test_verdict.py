@@ -169,6 +169,20 @@ def test_a_gate_between_the_two_levels_says_what_hold_asks_for():
     assert "hold asks for 99.2%, where the bounds start at" in gate_sentence(gate)
 
 
+@pytest.mark.parametrize(("n", "state"), [(2, OPEN), (29, OPEN), (30, PASS)])
+def test_a_mean_over_few_items_never_passes(n, state):
+    d = np.random.default_rng(0).normal(0.0, 1e-6, n)
+    draw = m.Resampling(resamples=499)
+    evidence = mean_evidence("nll", d, resampled_sums(d[:, None], draw)[:, 0] / n, draw)
+    assert evidence.at(0.95)[1] < 0.03
+    gate = gate_of(evidence, 0.03, level=0.95, gates=6)
+    assert gate.state == state
+    if state == OPEN:
+        assert gate.n_needed == 30
+        said = f"at least 30 items are needed to pass, {n} were used."
+        assert gate_sentence(gate).endswith(said)
+
+
 def test_no_flips_on_few_items_are_no_proof():
     a, _ = simulated(50)
     verdict = compare(a, a, **QUICK).verdict(Policy({"acc": 0.03}))

@@ -115,7 +115,7 @@ def mean_evidence(
     spread = float(np.std(damage, ddof=1)) if len(damage) > 1 else 0.0
     sd = spread * float(np.sqrt(design_effect(damage, resampling.clusters)))
     unit = UNITS.get(metric, "")
-    method = "bca" if resampling.clusters is None else "bca_t"
+    method = bca(damage, draws, resampling).method
     return Evidence(metric, float(damage.mean()), len(damage), sd, method, at, unit)
 
 

@@ -12,6 +12,9 @@ from calibit.measures.resampling import Resampling
 
 _NORMAL = NormalDist()
 
+FEW_ITEMS = 100
+"""Below this many independent items BCa is joined with Student's t over items."""
+
 
 def two_sided_z(level: float) -> float:
     """Normal quantile of a two-sided level: 1.96 for 0.95."""
@@ -172,13 +175,35 @@ def design_effect(values: np.ndarray, clusters: np.ndarray | None) -> float:
     return max(1.0, between * (n - 1) / (n * square))
 
 
-def percentile(draws: np.ndarray, resampling: Resampling) -> Interval:
-    """Percentile interval of draws [resamples], linear interpolation; NaN draws are dropped."""
+def percentile(
+    draws: np.ndarray,
+    resampling: Resampling,
+    *,
+    value: float | None = None,
+    floor: float = -math.inf,
+) -> Interval:
+    """Percentile interval of draws, linear interpolation.
+
+    A calibration error of resampled items is larger than that of the items themselves, so the draws
+    may leave the estimate out. They are then shifted by their median bias onto the estimate: the
+    interval has their width and holds it.
+
+    Args:
+        draws: float64 [resamples]; NaN draws are dropped.
+        resampling: level, and what is recorded.
+        value: the estimate, where the interval has to hold it.
+        floor: least possible value of the statistic.
+    """
     kept = draws[np.isfinite(draws)]
     if len(kept) < 0.9 * len(draws):
         return _bootstrapped("percentile", resampling, reason="undefined on many resamples")
     tail = (1.0 - resampling.level) / 2.0
-    return _bootstrapped("percentile", resampling, np.quantile(kept, [tail, 1.0 - tail]))
+    bounds = np.quantile(kept, [tail, 1.0 - tail])
+    if value is None or bounds[0] <= value <= bounds[1]:
+        return _bootstrapped("percentile", resampling, bounds)
+    shifted = np.maximum(floor, bounds - (float(np.median(kept)) - value))
+    held = np.array([min(shifted[0], value), max(shifted[1], value)])
+    return _bootstrapped("percentile_centred", resampling, held)
 
 
 def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interval:
@@ -187,7 +212,9 @@ def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interv
     Clusters are few, and their sums have heavy tails: BCa alone holds the truth in 91 to 93 % of
     samples of 40 clusters. With clusters its levels are therefore widened to those of Student's t
     (the expanded percentiles of Hesterberg, arXiv 1411.5279), and the interval reaches at least as
-    far as Student's t over clusters; docs/validity.md has the coverage.
+    far as Student's t over clusters; docs/validity.md has the coverage. Below 100 items without
+    clusters each item counts as a cluster: BCa alone holds the mean of normal values in 29 % of
+    samples of 2 items, 83 % of 5, 91 % of 10.
 
     Args:
         values: float64 [N], the per-item values whose mean is estimated.
@@ -197,22 +224,26 @@ def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interv
 
     Returns:
         The interval; without spread both bounds are the mean, and with a mean outside all draws the
-        percentile interval.
+        percentile interval takes the place of BCa.
     """
     mean, spread = float(np.mean(values)), float(np.std(values))
     clusters = _several(values, resampling)
     if len(values) < 2 or (clusters is not None and clusters.max() == 0):
-        what = "items" if clusters is None else "clusters"
+        what = "items" if resampling.clusters is None else "clusters"
         return _bootstrapped("bca", resampling, reason=f"an interval needs at least 2 {what}")
     if np.ptp(values) == 0.0:
         return _bootstrapped("bca", resampling, np.array([mean, mean]))
     # A draw equal to the mean may differ in its last bit, by the order of addition in a product.
     below = float(np.mean(draws < mean - 1e-12 * (abs(mean) + spread)))
     if not 0.0 < below < 1.0:
-        return percentile(draws, resampling)
-    z0, a = _NORMAL.inv_cdf(below), acceleration(values, clusters)
-    z = two_sided_z(resampling.level) if clusters is None else _expanded_z(clusters, resampling)
-    bounds = np.quantile(draws, [_bca_level(z0, a, end) for end in (-z, z)])
+        found = percentile(draws, resampling)
+        if clusters is None or found.lower is None or found.upper is None:
+            return found
+        bounds = np.array([found.lower, found.upper])
+    else:
+        z0, a = _NORMAL.inv_cdf(below), acceleration(values, clusters)
+        z = two_sided_z(resampling.level) if clusters is None else _expanded_z(clusters, resampling)
+        bounds = np.quantile(draws, [_bca_level(z0, a, end) for end in (-z, z)])
     if clusters is None:
         return _bootstrapped("bca", resampling, bounds)
     half = _student_t(clusters, resampling.level) * cluster_error(values, clusters)
@@ -313,10 +344,11 @@ def _bootstrapped(
 
 
 def _several(values: np.ndarray, draw: Resampling) -> np.ndarray | None:
-    """The clusters; None where each holds one item."""
-    clusters = draw.clusters_of(len(values))
-    single = clusters is not None and len(values) > 1 and int(clusters.max()) + 1 == len(values)
-    return None if single else clusters
+    """The clusters, or the items where each is its own and they are few; None for many items."""
+    n, clusters = len(values), draw.clusters_of(len(values))
+    if clusters is not None and (n < 2 or int(clusters.max()) + 1 < n):
+        return clusters
+    return np.arange(n) if 1 < n < FEW_ITEMS else None
 
 
 def _student_t(clusters: np.ndarray, level: float) -> float:

@@ -43,7 +43,8 @@ class Gate:
             `fail` needs above the margin, and that level.
         all_at_once: whether the bounds hold for all slices at once.
         slices: number of slices searched.
-        n_least: items a slice needs to pass where no answer changes.
+        n_least: items the gate needs to pass, whatever they show: of a mean over items or prompts
+            30, of accuracy in a slice those that suffice where no answer changes.
         too_small: slices with fewer: they can fail the gate, and passing does not rest on them.
     """
 
@@ -71,6 +72,9 @@ class Gate:
 def gate_of(evidence: Evidence, margin: float, *, level: float, gates: int) -> Gate:
     """Judge one damage over all items.
 
+    Bounds of a mean need enough items for its tails to be seen: fewer than 30 never pass. A window
+    of text is itself a mean of hundreds of tokens, and Tango's bounds know their number of items.
+
     Args:
         evidence: the damage with its bounds.
         margin: largest acceptable damage.
@@ -79,11 +83,14 @@ def gate_of(evidence: Evidence, margin: float, *, level: float, gates: int) -> G
     """
     strict_level = corrected(level, gates)
     plain, strict = evidence.at(level), evidence.at(strict_level)
+    n_least = 0 if evidence.method == TANGO or evidence.units == "windows" else N_MIN
     state = PASS if plain[1] < margin else FAIL if strict[0] > margin else OPEN
+    if state == PASS and evidence.n < n_least:
+        state = OPEN
     lower, upper = strict if state == FAIL else plain
     needed = None
     if state == OPEN:
-        least = least_items(margin, level) if evidence.method == TANGO else 0
+        least = least_items(margin, level) if evidence.method == TANGO else n_least
         quantile = two_sided_z(level)
         needed = _n_needed(evidence.damage, evidence.sd, margin, quantile, least=least)
     return Gate(
@@ -101,6 +108,7 @@ def gate_of(evidence: Evidence, margin: float, *, level: float, gates: int) -> G
         units=evidence.units,
         strict_lower=strict[0],
         strict_level=strict_level,
+        n_least=n_least,
     )
 
 

@@ -88,6 +88,9 @@ def _wanted(gate: Gate) -> str:
     if gate.n_needed is None:
         return "the damage seen is not below the margin, so more items are unlikely to clear it"
     place, were = " in this slice" if gate.slice else "", "was" if gate.n == 1 else "were"
+    if not gate.slice and gate.n < gate.n_least == gate.n_needed:
+        least = _count(gate.n_least, gate.units)
+        return f"at least {least} are needed to pass, {gate.n:,} {were} used"
     return f"about {_count(gate.n_needed, gate.units)}{place} are needed, {gate.n:,} {were} used"
 
 
