@@ -27,6 +27,7 @@ from calibit.reporting import (
     view,
     wording,
     write_report,
+    written,
 )
 from calibit.reporting.document import of_comparison
 from calibit.reporting.progress import ENOUGH, Bar, JobProgress, Lines, Schedule, Stage
@@ -76,7 +77,7 @@ def test_units_and_words() -> None:
         "999 B", "40.9 kB", "135 MB", "1.20 GB",
     ]  # fmt: skip
     assert [numbers.duration(s) for s in (7.4, 370, 7500)] == ["7 s", "6 min 10 s", "2 h 05 min"]
-    assert numbers.significant(0.01234) == "0.0123" and numbers.significant(1234.5) == "1,234"
+    assert numbers.significant(0.01234) == "0.0123" and numbers.significant(1234.5) == "1,235"
     assert numbers.join(["a", "b", "c"]) == "a, b and c" and numbers.join([]) == ""
     assert numbers.percent(0.95) == "95 %" and numbers.p_value(2e-5) == "< 0.001"
 
@@ -200,7 +201,7 @@ def test_long_names_are_broken_not_cut() -> None:
     name = "some-organisation_a-very-long-checkpoint-name-without-an-end" + "x" * 30
     content["candidates"][0]["scheme"] = name
     text = shown(content, 80)
-    assert name in re.sub(r"\s+", "", text.split("\u2500")[0].replace("  baseline", ""))
+    assert name in re.sub(r"\s+", "", text.split("\u2500")[0].replace("  original", ""))
 
 
 def test_rows_leave_out_what_nobody_measured() -> None:
@@ -470,7 +471,7 @@ def test_every_line_of_the_self_audit_is_on_the_page(made: Made) -> None:
     text = Page(html.render(*made)).text
     for check in made[0]["candidates"][0]["comparison"]["checks"]:
         assert check["check"] in text
-    assert "baseline: choices shuffled" in text and "checks passed" in text
+    assert "original: choices shuffled" in text and "checks passed" in text
 
 
 def test_at_chance_nothing_is_claimed_about_confidence(made: Made) -> None:
@@ -478,6 +479,41 @@ def test_at_chance_nothing_is_claimed_about_confidence(made: Made) -> None:
     content = json.loads(json.dumps(made[0]))
     content["candidates"][0]["comparison"]["models"]["b"]["at_chance"] = True
     assert Page(html.render(content, made[1])).text.count(wording.AT_CHANCE) == 1
+
+
+def test_readers_see_one_name_for_the_original_and_the_level_of_the_audit(made: Made) -> None:
+    content = json.loads(json.dumps(made[0]))
+    plain = Page(html.render(content, made[1])).text
+    assert "which claim more than the usual" not in plain and "95 of 100 such intervals" in plain
+    content["protocol"]["level"] = 0.8
+    content["model"]["notes"] = content["warnings"] = []
+    text = Page(html.render(content, made[1])).text
+    assert "the baseline" not in text.lower() and "the reference" not in text.lower()
+    assert "80 of 100 such intervals" in text and "Vertical lines are 80 % intervals" in text
+    assert "Judged with 80 % intervals, which claim more than the usual 95 %." in text
+    assert "whose answer changed, with 80 % intervals" in text
+    fixed = r"usual 95 %|95 % (range|point) of a (\.\.\.)?(calibrated|95)"
+    assert "95 %" not in re.sub(fixed, "", text)
+
+
+def test_halves_are_rounded_away_from_zero() -> None:
+    """0.0125, its neighbours among the doubles, and its negative print one digit string."""
+    for value in (0.0125, np.nextafter(0.0125, 0), np.nextafter(0.0125, 1)):
+        assert numbers.fixed(value, scale=100, signed=True) == "+1.3"
+        assert numbers.fixed(-value, scale=100) == "\u22121.3"
+    assert numbers.fixed(0.0124999, scale=100) == "1.2"
+    assert numbers.fixed(1.5e300, digits=0).startswith("1,500,000")
+
+
+def test_only_a_rise_that_is_shown_names_a_language() -> None:
+    ratio = {"value": 1.144, "lower": 1.1, "upper": 1.19}
+    worst = {"lang": "fr", "ratio": ratio, "shown": True}
+    found = {"comparison": {"parallel": [{"worst": worst}]}}
+    unsure = {"comparison": {"parallel": [{"worst": {**worst, "shown": False}}]}}
+    [row] = written._language_rows([found, unsure])
+    assert row.label == "largest rise of perplexity shown (by its lower bound)"
+    assert (row.cells[1].value, row.cells[1].tone) == ("fr", "worse")
+    assert row.cells[2].value == "none shown" and not row.cells[2].delta
 
 
 def test_comparison_writes_its_page(tmp_path: Path) -> None:

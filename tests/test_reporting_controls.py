@@ -17,6 +17,7 @@ from comparison_runs import MemoryRun, simulated
 from report_data import audit_of
 from test_comparison_controls import with_lines
 
+SHIP = "yes: the gain is shown"
 HOSTILE = '<script>alert("x")</script>&amp;'
 Made = tuple[dict[str, Any], dict[str, Any]]
 
@@ -50,6 +51,17 @@ def full() -> dict[str, Any]:
 
 def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def test_a_temperature_at_its_bound_is_not_worth_shipping(full: dict[str, Any]) -> None:
+    content = json.loads(json.dumps(full))
+    gain = content["candidates"][0]["comparison"]["controls"]["recalibration"]
+    assert gain["map"]["clipped"] is False  # as `compare` writes it
+    gain["shown"] = True
+    assert SHIP in text_of(html.render(content, {}))
+    gain["map"]["clipped"] = True
+    text = text_of(html.render(content, {}))
+    assert SHIP not in text and "no: at the end of the range" in text
 
 
 def test_page_has_the_sections_of_the_controls(made: Made) -> None:

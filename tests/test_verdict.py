@@ -489,7 +489,7 @@ def test_changed_answers_and_kl_are_gated_in_excess_over_re_runs():
     near = simulated(400, noise=0.01)[1]
     without = compare(a, b, **QUICK).verdict(Policy({"all_flips": 0.5, "kl": 1.0}))
     assert without.verdict == "inconclusive" and without.gates == ()
-    assert "KL from the reference (needs re-runs of the reference" in without.reasons[0]
+    assert "KL from the original (needs re-runs of the original" in without.reasons[0]
     extra = ExtraRuns(reruns={"batch size": near})
     result = compare(a, b, extra=extra, **QUICK)
     noise = result.controls.noise.magnitudes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,9 +331,18 @@ def test_languages_are_compared_without_the_reference_too(
 
 
 def test_a_comparison_prints_what_was_written(runs: dict[str, Run]) -> None:
-    shown = str(calibit.compare(runs["base"], runs["other"], resamples=200))
+    found = calibit.compare(runs["base"], runs["other"], resamples=200)
+    shown = str(found)
     assert "right answers, mine" in shown and "token KL on the workload" in shown
-    assert "perplexity, worst language" in shown
+    [text] = found.parallel
+    for known, words in ((True, text.worst["lang"]), (False, "none shown")):
+        own = replace(text, worst={**text.worst, "shown": known})
+        [line] = [
+            line
+            for line in str(replace(found, parallel=(own,))).splitlines()
+            if "largest rise of perplexity shown" in line
+        ]
+        assert words in line and ("[" in line) == known
 
 
 def test_token_divergence_can_be_gated(runs: dict[str, Run]) -> None:
@@ -411,7 +421,7 @@ def test_audit_reports_workload_and_languages(tmp_path: Path) -> None:
     page = (folder / "audit" / "report.html").read_text(encoding="utf-8")
     assert 'id="workload"' in page and 'id="languages"' in page
     table = str(found.table())
-    assert "token KL" in table and "greedy" in table and "worst" in table
+    assert "token KL" in table and "greedy" in table and "rise shown" in table
     assert run_job(job_of(folder, **changes), folder / "audit", progress=None).data
 
 

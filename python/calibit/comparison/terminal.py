@@ -87,14 +87,12 @@ def _add_written_rows(table: Table, comparison: Comparison) -> None:
             value = "n/a" if one.value is None else f"{factor * one.value:.{digits}f}"
             table.add_row(words, "", "", value, _interval(one, factor, digits))
     for text in texts:
-        change = text.worst["d_nll"]
-        table.add_row(
-            f"perplexity, worst language of {text.name}: {text.worst['lang']}",
-            "",
-            "",
-            "n/a" if change.value is None else f"x{change.extra['ratio']:.4f}",
-            _interval_of(text.worst["ratio"]),
-        )
+        label, worst = f"largest rise of perplexity shown, {text.name}", text.worst
+        if not worst["shown"]:
+            table.add_row(label, "", "", "none shown", "")
+            continue
+        rise = f"x{worst['ratio']['value']:.4f}"
+        table.add_row(label, "", worst["lang"], rise, _interval_of(worst["ratio"]))
 
 
 def _interval_of(bounds: Mapping[str, float | None]) -> str:

@@ -13,9 +13,11 @@ _FACTS = (
     ("bytes_model", "weights", ""),
     ("decode_tok_s", "decoding", ""),
     ("acc", "accuracy", " points"),
-    ("conf_true", "confidence", " points"),
+    ("conf_true", "confidence in the right answer", " points"),
     ("flips", "flips", ""),
 )
+
+_USUAL_LEVEL = 0.95
 
 
 def lead(audit: Audit) -> str:
@@ -52,8 +54,9 @@ def legend(audit: Audit) -> list[str]:
     return [key for key in wording.VERDICTS if key != "failed" or key in present]
 
 
-def card(one: Candidate, base: Candidate) -> dict[str, Any]:
-    """A candidate at a glance: verdict, main numbers, why in short and in whole sentences."""
+def card(one: Candidate, base: Candidate, *, level: float) -> dict[str, Any]:
+    """A candidate at a glance: verdict, main numbers, why in short and in whole sentences, and a
+    note where its intervals are of a level below the usual one."""
     name, verdict = str(one["scheme"]), view.verdict(one)
     if verdict == "failed":
         error = str(one["error"])
@@ -69,6 +72,11 @@ def card(one: Candidate, base: Candidate) -> dict[str, Any]:
     more = ""
     if len(reasons) > 1:
         more = f" {numbers.plural(len(reasons) - 1, 'more reason')} below."
+    if level < _USUAL_LEVEL:
+        more += (
+            f" Judged with {numbers.percent(level)} intervals, which claim more than the usual "
+            f"{numbers.percent(_USUAL_LEVEL)}."
+        )
     return {
         "name": name,
         "verdict": verdict,

@@ -34,7 +34,7 @@ CLAIMS = {
 }
 MAGNITUDES = {
     "all_flips": ("changed answers", "% of items", 100, 2),
-    "kl_ab": ("KL from the baseline", "nats", 1, 5),
+    "kl_ab": ("KL from the original", "nats", 1, 5),
     "jsd": ("Jensen\u2013Shannon divergence", "nats", 1, 5),
     "tv": ("total variation", "points", 100, 3),
     "abs_d_conf_true": ("change of the right answer's probability, without sign", "points", 100, 3),
@@ -193,6 +193,8 @@ def _repair(name: str, found: Control) -> dict[str, Any] | None:
         return None
     before, after, moved = found["before"], found["after"], found["change"]
     shown = "yes: the gain is shown" if found["shown"] else "no: the gain is not shown"
+    if found["map"].get("clipped"):
+        shown = "no: at the end of the range"
     return {
         "name": name,
         "temperature": numbers.fixed(found["map"]["value"], digits=2),

@@ -103,7 +103,10 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "lead": cards.lead(audit),
         "level": numbers.percent(audit["protocol"]["level"]),
         "words": wording.VERDICTS,
-        "cards": [cards.card(one, audit["baseline"]) for one in audit["candidates"]],
+        "cards": [
+            cards.card(one, audit["baseline"], level=audit["protocol"]["level"])
+            for one in audit["candidates"]
+        ],
         "legend": cards.legend(audit),
         "alarms": view.alarms(audit),
         "alarm_text": wording.ALARM,
@@ -111,7 +114,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "self_audit_text": wording.SELF_AUDIT,
         "notes": [*audit["model"]["notes"], *audit["warnings"]],
         "measured": [{"name": one["scheme"]} for one in measured],
-        "baseline": "baseline",
+        "baseline": "original",
         "gates": tables.gates(measured),
         **_rule(audit, measured),
         "calibrations": view.calibrations(audit),
@@ -119,7 +122,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "peak_text": wording.PEAK_MEMORY,
         "results": _grouped(written.rows(audit, details=True)),
         "trade_off": panels.trade_off(audit),
-        "trade_off_text": wording.TRADE_OFF,
+        "trade_off_text": wording.trade_off(audit["protocol"]["level"]),
         "reliability": panels.reliability(measured),
         "before_after": panels.before_after(measured, points),
         "by_initial": panels.by_initial(measured),
@@ -135,7 +138,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "command": audit["command"],
         "kept": wording.KEPT if "schema" in audit else "",
         "caveats": wording.caveats(audit),
-        "intervals_text": wording.INTERVALS,
+        "intervals_text": wording.intervals(audit["protocol"]["level"]),
         "glossary": wording.GLOSSARY,
     }
     contents = [(anchor, name) for anchor, name, key in _SECTIONS if context[key]]
@@ -173,7 +176,7 @@ def _speed_text(audit: Audit) -> str:
     return (
         f"Batch 1, a prompt of {speed['prompt_tokens']} tokens, {speed['generated_tokens']} tokens "
         f"generated, {numbers.plural(speed['threads'], 'thread')} on {where}. Medians of "
-        f"{speed['decode_tok_s']['n']} runs; below them the factor against the baseline with its "
+        f"{speed['decode_tok_s']['n']} runs; below them the factor against the original with its "
         f"{numbers.percent(audit['protocol']['level'])} interval, and the quartiles. "
         f"{wording.SPEED}"
     )
@@ -192,7 +195,7 @@ def _method(audit: Audit) -> list[tuple[str, str]]:
     if machine.get("kernels"):
         platform.append(f"kernels {machine['kernels']}")
     facts = [
-        ("Baseline", _listed(parts)),
+        ("Original", _listed(parts)),
         ("Weights", f"SHA-256 {model['weight_hash']}" if model.get("weight_hash") else ""),
         ("Items", _tasks_text(protocol)),
         ("Scoring", _scoring_text(protocol)),

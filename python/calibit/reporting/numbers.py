@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import TypeGuard
 
 MINUS = "\u2212"
 MISSING = "\u2013"
 NO_BREAK = "\u00a0"
+
+_WIDE = Context(prec=400)  # the largest double has 309 digits before its point
 
 
 def _finite(value: float | None) -> TypeGuard[float]:
@@ -16,7 +19,7 @@ def _finite(value: float | None) -> TypeGuard[float]:
 
 
 def fixed(value: float | None, *, digits: int = 1, signed: bool = False, scale: float = 1) -> str:
-    """A number with a fixed count of decimals and a true minus sign.
+    """A number with a fixed count of decimals and a true minus sign, halves away from zero.
 
     Args:
         value: the number, or None where there is none.
@@ -29,7 +32,9 @@ def fixed(value: float | None, *, digits: int = 1, signed: bool = False, scale: 
     """
     if not _finite(value):
         return MISSING
-    text = f"{abs(float(value) * scale):,.{digits}f}"
+    # 0.0125 and its copies with an error in the last bit are one number: first 12 decimals.
+    exact = Decimal(repr(round(abs(float(value) * scale), max(12, digits + 3))))
+    text = f"{exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, _WIDE):,f}"
     if not text.strip("0.,"):
         return text
     if float(value) < 0:

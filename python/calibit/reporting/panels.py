@@ -35,9 +35,9 @@ def trade_off(audit: Audit) -> list[Markup]:
     marks = [mark for mark in map(_mark, measured) if mark is not None]
     if not first or not marks:
         return []
-    origin = {"name": "baseline", "x": first / 1e6, "y": 0.0, "lower": 0.0, "upper": 0.0}
+    origin = {"name": "original", "x": first / 1e6, "y": 0.0, "lower": 0.0, "upper": 0.0}
     text = audit["protocol"].get("text")
-    label = f"change of perplexity of {text['name']}, %" if text else "KL from baseline, nats"
+    label = f"change of perplexity of {text['name']}, %" if text else "KL from original, nats"
     points = [*marks, {**origin, "verdict": ""}]
     return [
         trusted(figures.trade_off(points, x_label=_MEMORY, y_label=label, narrow=narrow))
@@ -67,7 +67,7 @@ def reliability(measured: Sequence[Candidate]) -> list[Panel]:
         name, ece = str(one["scheme"]), one["metrics"]["ece"]["value"]
         shown = f"{numbers.fixed(ece, digits=1, scale=100)} %"
         caption = (
-            f"ECE {shown}, {_change(comparison['deltas']['ece'])} against the baseline."
+            f"ECE {shown}, {_change(comparison['deltas']['ece'])} against the original."
             f"{_chance(one)}"
         )
         if comparison["models"]["b"].get("at_chance"):

@@ -212,7 +212,7 @@ def flips(measured: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 
 def speed(audit: Audit, measured: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """Memory and speed with bars, the baseline first."""
+    """Memory and speed with bars, the original first."""
     everyone = [audit["baseline"], *measured]
     if not any(one["footprint"] for one in everyone):
         return []
@@ -230,7 +230,7 @@ def speed(audit: Audit, measured: Sequence[Candidate]) -> list[dict[str, Any]]:
         ]
         table.append(
             {
-                "name": one["scheme"],
+                "name": one["scheme"] if place else "original",
                 "style": "" if place else "base",
                 "bars": bars,
                 "peak": numbers.size(one["footprint"].get("peak_rss")),

@@ -211,7 +211,7 @@ def _block(
     rows: Sequence[Row], names: Sequence[str], columns: tuple[int, ...], style: str
 ) -> Block:
     label = max(len(part) for row in rows for part in _row_label(row))
-    widths = [max(len("baseline"), *(_cell_width(row.cells[0], style) for row in rows))]
+    widths = [max(len("original"), *(_cell_width(row.cells[0], style) for row in rows))]
     for column in columns:
         cells = [_cell_width(row.cells[column + 1], style) for row in rows]
         title = max(len(part) for part in _name_parts(names[column]))
@@ -264,7 +264,7 @@ def _name_parts(name: str, most: int = 14) -> list[str]:
 def _block_lines(
     rows: Sequence[Row], names: Sequence[str], verdicts: Sequence[str], block: Block
 ) -> list[Text]:
-    titles = [[("baseline", "head")]]
+    titles = [[("original", "head")]]
     titles += [[(part, "head") for part in _name_parts(names[column])] for column in block.columns]
     height = max(map(len, titles))
     lines = [

@@ -170,7 +170,7 @@ def checks(one: Candidate) -> list[tuple[str, str, str, str]]:
 
 def _named(detail: str, candidate: str) -> str:
     """The detail of a check with the model's name in place of "a" and "b"."""
-    for side, name in (("a: ", "baseline: "), ("b: ", f"{candidate}: ")):
+    for side, name in (("a: ", "original: "), ("b: ", f"{candidate}: ")):
         if detail.startswith(side):
             return name + detail.removeprefix(side)
     return detail
@@ -335,7 +335,7 @@ def _item_rows(measured: Sequence[Candidate], *, details: bool) -> list[Row]:
             "",
             [_flip_cell(one["comparison"]["flips"]) for one in measured],
         ),
-        _divergence_row(measured, "kl_ab", "KL from baseline", "KL", "nats", 1, 4),
+        _divergence_row(measured, "kl_ab", "KL from original", "KL", "nats", 1, 4),
     ]
     if details:
         table.append(
@@ -416,7 +416,7 @@ def headline(audit: Audit) -> list[str]:
     return [
         title,
         *facts,
-        f"under each value its difference from the baseline and the {level} interval",
+        f"under each value its difference from the original and the {level} interval",
     ]
 
 

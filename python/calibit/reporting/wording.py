@@ -185,7 +185,10 @@ def decisive(verdict: Mapping[str, Any]) -> list[str]:
     about_gates = {one for gate in gates for one in _sentences_of(gate)}
     if verdict["verdict"] == "ship":
         judged = [gate for gate in gates if gate["state"] != "unjudged"]
-        lines = [f"all {len(judged)} measures stay below their margins"]
+        stay = "the only measure stays below its margin"
+        if len(judged) != 1:
+            stay = f"all {len(judged)} measures stay below their margins"
+        lines = [stay]
         about_gates = {_sentences_of(gate)[0] for gate in gates}
     other = [typeset(reason) for reason in verdict["reasons"] if reason not in about_gates]
     return other + lines if verdict["verdict"] == "inconclusive" else lines + other
@@ -257,20 +260,27 @@ def typeset(text: str) -> str:
     )
 
 
-INTERVALS = (
-    "A 95 % interval, printed as [low, high], holds the values that the data do not contradict: "
-    "repeated with other items of the same kind, 95 of 100 such intervals would hold the true "
-    "value. Both models answer the same items, so a difference and its interval are computed item "
-    "by item, which is far more precise than comparing two averages. An interval that includes 0 "
-    "does not show that nothing changed; only an interval that ends below a margin shows that the "
-    "damage is smaller than that margin."
-)
+def intervals(level: float) -> str:
+    """What an interval of this level says and does not say."""
+    return (
+        f"A {numbers.percent(level)} interval, printed as [low, high], holds the values that the "
+        f"data do not contradict: repeated with other items of the same kind, {100 * level:g} of "
+        "100 such intervals would hold the true value. Both models answer the same items, so a "
+        "difference and its interval are computed item by item, which is far more precise than "
+        "comparing two averages. An interval that includes 0 does not show that nothing changed; "
+        "only an interval that ends below a margin shows that the damage is smaller than that "
+        "margin."
+    )
 
-TRADE_OFF = (
-    "Each mark is a model: how much memory its weights take, and how much worse it predicts. Lower "
-    "and further left is better. Vertical lines are 95 % intervals; colours are those of the "
-    "verdicts above."
-)
+
+def trade_off(level: float) -> str:
+    """How to read the figure of memory against damage."""
+    return (
+        "Each mark is a model: how much memory its weights take, and how much worse it predicts. "
+        "Lower and further left is better. Vertical lines are "
+        f"{numbers.percent(level)} intervals; colours are those of the verdicts above."
+    )
+
 
 SPEED = (
     "The interval (Welch's t of the logarithms) holds for repeats one after another; models were "
@@ -313,7 +323,7 @@ _PROBE = (
 )
 
 
-_ONCE = "The baseline was evaluated once, so changes by numerical noise alone are not subtracted."
+_ONCE = "The original was evaluated once, so changes by numerical noise alone are not subtracted."
 
 
 def caveats(audit: Mapping[str, Any]) -> list[str]:
@@ -326,7 +336,6 @@ def caveats(audit: Mapping[str, Any]) -> list[str]:
 
 GLOSSARY = (
     ("Accuracy", "Share of questions whose right answer gets the highest probability."),
-    ("Baseline", "The original model that every candidate is compared with."),
     (
         "Bits per weight",
         "Stored bits divided by the number of weights, scales and other metadata included. The "
@@ -337,7 +346,7 @@ GLOSSARY = (
         "Squared distance between the probabilities and the truth, summed over the choices; 0 is "
         "best, 2 worst.",
     ),
-    ("Candidate", "A quantized version of the baseline."),
+    ("Candidate", "A quantized version of the original."),
     (
         "Confidence",
         "The probability a model gives to the answer it picks, among the choices offered.",
@@ -365,7 +374,7 @@ GLOSSARY = (
     ),
     (
         "KL",
-        "Kullback\u2013Leibler divergence from the baseline's probabilities over the choices to "
+        "Kullback\u2013Leibler divergence from the original's probabilities over the choices to "
         "the candidate's; 0 means unchanged. It says how much changed, not whether for better or "
         "worse.",
     ),

@@ -18,10 +18,10 @@ _NATS = Style(4)
 
 _PROMPT_ROWS = (
     # entry, label, short label, unit, style
-    ("kl", "token KL from the baseline", "token KL", "nats", _NATS),
+    ("kl", "token KL from the original", "token KL", "nats", _NATS),
     (
         "d_p_true",
-        "change of the probability of the baseline's token",
+        "change of the probability of the original's token",
         "change of p",
         "points",
         Style(2, 100, signed=True),
@@ -96,20 +96,22 @@ def _prompt_rows(measured: Sequence[Candidate]) -> list[Row]:
 
 
 def _language_rows(measured: Sequence[Candidate]) -> list[Row]:
-    """The language with the largest loss of each candidate."""
+    """The language of each candidate whose rise has the largest lower bound, where one is shown."""
     cells = [Cell("")]
     for one in measured:
         texts = one["comparison"].get("parallel") or ()
         cells.append(_worst_language(texts[0]["worst"]) if texts else Cell(numbers.MISSING))
     if not any(one["comparison"].get("parallel") for one in measured):
         return []
-    label = "language with the largest rise of perplexity"
-    return [Row("worst_language", label, "worst language", "", "%", LANGUAGES, tuple(cells))]
+    label = "largest rise of perplexity shown (by its lower bound)"
+    return [Row("worst_language", label, "rise shown", "", "%", LANGUAGES, tuple(cells))]
 
 
 def _worst_language(worst: Mapping[str, Any]) -> Cell:
+    if not worst["shown"]:
+        return Cell("none shown")
     change, bounds = _percent(worst["ratio"])
-    return Cell(worst["lang"], change, bounds, "worse" if worst["shown"] else "")
+    return Cell(worst["lang"], change, bounds, "worse")
 
 
 def _percent(ratio: Mapping[str, Any]) -> tuple[str, str]:

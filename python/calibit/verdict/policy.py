@@ -14,8 +14,8 @@ from calibit.comparison.evidence import DAMAGES, SLICED
 
 WORST = "worst_slice."
 NEEDS = {
-    "all_flips": "re-runs of the reference: --rigor standard",
-    "kl": "re-runs of the reference: --rigor standard",
+    "all_flips": "re-runs of the original: --rigor standard",
+    "kl": "re-runs of the original: --rigor standard",
     "gen_acc": "answers in free text",
     "token_kl": "a workload: --workload",
     "text_nll": "a text: --text",
@@ -35,8 +35,8 @@ METRICS = (*DAMAGES, *NEEDS, *(WORST + name for name in SLICED))
 _REFUSED = {
     "ece": "its interval misses the truth too often where a candidate is sharper; "
     "gate nll or brier instead",
-    "flips": "gate all_flips, the changed answers in excess over re-runs of the reference",
-    "kl_ab": "gate kl, which is judged in excess over re-runs of the reference",
+    "flips": "gate all_flips, the changed answers in excess over re-runs of the original",
+    "kl_ab": "gate kl, which is judged in excess over re-runs of the original",
 }
 _ALIASES = {"ece_mass": "ece", "d_ece": "ece", "mce": "ece"}
 _MARGINS = {"acc": 0.03, "conf_true": 0.02, "nll": 0.03}
@@ -51,7 +51,7 @@ class Policy:
         margins: metric -> margin above 0. Metrics are those of METRICS; `worst_slice.acc` and the
             like judge the worst declared slice; `coverage` and `false_accepts` a threshold that
             lets the reference answer 80 % of the items; `all_flips` and `kl` the change in excess
-            over re-runs of the reference.
+            over re-runs of the original.
         name: printed beside the verdict.
         slices: keys of the slices that the worst one is sought among; all declared ones where
             empty.

@@ -21,7 +21,7 @@ _WORDS = {
     "coverage": ("coverage at the original's threshold", "loss", "points", 100.0, 2),
     "false_accepts": (_FALSE_ACCEPTS, "increase", "points", 100.0, 2),
     "all_flips": ("share of changed answers", "excess over re-runs", "points", 100.0, 2),
-    "kl": ("KL from the reference", "excess over re-runs", "nats", 1.0, 4),
+    "kl": ("KL from the original", "excess over re-runs", "nats", 1.0, 4),
     "text_nll": ("NLL of the text", "increase", "nats per token", 1.0, 4),
 }
 
