@@ -139,8 +139,39 @@ def test_where_all_slices_are_too_small_none_is_judged():
     gate = next(gate for gate in verdict.gates if gate.metric == "worst_slice.acc")
     assert gate.state == UNJUDGED and len(gate.too_small) == 6
     assert verdict.verdict == "ship" and "6 of 6 slices were too small" in verdict.reasons[-1]
-    alone = compare(a, a, **QUICK).verdict(Policy({"worst_slice.acc": 0.06}))
-    assert alone.verdict == "inconclusive" and "Nothing was judged" in alone.reasons[0]
+
+
+@pytest.mark.parametrize("others", [{}, {"conf_true": 0.1}])
+def test_a_policy_that_sets_a_slice_margin_waits_for_a_slice_large_enough(others, tmp_path):
+    margins = {**others, "worst_slice.acc": 0.06}
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"margins": margins}), encoding="utf-8")
+    small, _ = simulated(240, parts=6)
+    large, _ = simulated(480, parts=6)
+    for policy in (Policy(margins), Policy.from_yaml(file)):
+        verdict = compare(small, small, **QUICK).verdict(policy)
+        assert verdict.verdict == "inconclusive"
+        assert verdict.reasons[0] == (
+            "Not judged: accuracy in the worst slice: none of 6 slices has the 61 items that it "
+            "takes to show a loss below the margin of 6 points. Measure more items in each slice, "
+            "or take worst_slice.acc out of the policy."
+        )
+        assert compare(large, large, **QUICK).verdict(policy).verdict == "ship"
+
+
+def test_a_policy_that_sets_slice_margins_waits_for_slices():
+    a, b = simulated(3000, noise=0.02)
+    margins = {"acc": 0.1, "worst_slice.nll": 0.1, "worst_slice.acc": 0.1}
+    verdict = compare(a, b, **QUICK).verdict(Policy(margins))
+    assert verdict.verdict == "inconclusive"
+    assert verdict.reasons[0] == (
+        "Not judged: NLL of the right answer, accuracy in the worst slice: of slices none has at "
+        "least 30 items and fewer than all. Measure more items in each slice, or take "
+        "worst_slice.nll, worst_slice.acc out of the policy."
+    )
+    optional = Policy(margins, optional=frozenset({"worst_slice.nll", "worst_slice.acc"}))
+    verdict = compare(a, b, **QUICK).verdict(optional)
+    assert verdict.verdict == "ship" and verdict.reasons[-1].startswith("Slices were not judged")
 
 
 @pytest.mark.parametrize("margin", [0.01, 0.03, 0.06, 0.5])
@@ -280,7 +311,7 @@ def test_without_labels_nothing_ships():
         "(no item is labelled).",
     )
     only_slices = compare(*simulated(20), **QUICK).verdict(Policy({"worst_slice.acc": 0.1}))
-    assert only_slices.verdict == "inconclusive" and "Nothing was judged" in only_slices.reasons[0]
+    assert only_slices.verdict == "inconclusive" and "of slices none has" in only_slices.reasons[0]
 
 
 def test_text_can_be_gated():

@@ -5,19 +5,27 @@ correction for the number of gates. `hold` needs one damage above its margin wit
 level corrected for their number. Anything else is `inconclusive` and says how many items are
 needed. "No significant difference" is never read as "no damage". Slices too small to show that
 their accuracy is within the margin, even where no answer changed, can cause a `hold`; `ship` does
-not wait for them and says how many they are.
+not wait for them and says how many they are. Where all are too small, it does not ship under a
+policy that sets the margin itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from calibit.verdict.gates import FAIL, OPEN, PASS, UNJUDGED, Gate, gate_of, slice_gate_of
 from calibit.verdict.policy import WORST, Policy
-from calibit.verdict.sentences import gate_sentence, missing_sentence, small_sentence
+from calibit.verdict.sentences import (
+    NO_SLICE,
+    gate_sentence,
+    missing_sentence,
+    small_sentence,
+    unjudged_sentence,
+    unsearched_sentence,
+)
 
 if TYPE_CHECKING:
     from calibit.comparison import Comparison
@@ -81,7 +89,7 @@ def judge(comparison: Comparison, policy: Policy | None = None) -> Verdict:
         for check in comparison.checks
         if not check.passed
     ]
-    missing = _missing(comparison, chosen, any(gate.state != UNJUDGED for gate in gates))
+    missing = _missing(comparison, chosen, gates)
     if broken:
         verdict = INCONCLUSIVE
     elif by_state[FAIL]:
@@ -137,21 +145,32 @@ def _searches(comparison: Comparison, policy: Policy) -> dict[str, SliceSearch]:
     return {name: one for name, one in chosen.items() if one.slices}
 
 
-def _missing(comparison: Comparison, policy: Policy, any_gate: bool) -> list[str]:
-    overall = [name for name in policy.margins if not name.startswith(WORST)]
-    known = {*comparison.evidence, *policy.optional}
-    absent = [name for name in overall if name not in known]
-    if absent:
-        return [missing_sentence(absent, labelled=bool(comparison.protocol["n_labelled"]))]
-    return [] if any_gate else ["Nothing was judged: no slice has enough items."]
+def _missing(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> list[str]:
+    """What the policy asks for and the runs do not answer: `ship` needs all of it."""
+    judged = {gate.metric for gate in gates}
+    absent = [name for name in policy.required if name not in judged]
+    overall = [name for name in absent if not name.startswith(WORST)]
+    unsearched = [name for name in absent if name.startswith(WORST)]
+    found = []
+    if overall:
+        found.append(missing_sentence(overall, labelled=bool(comparison.protocol["n_labelled"])))
+    if unsearched:
+        found.append(unsearched_sentence(unsearched))
+    unjudged = [gate for gate in gates if gate.state == UNJUDGED]
+    found += [unjudged_sentence(gate) for gate in unjudged if gate.metric in policy.required]
+    if not found and len(unjudged) == len(gates):
+        found.append("Nothing was judged: the runs hold nothing that the policy asks for.")
+    return found
 
 
 def _without_slices(comparison: Comparison, policy: Policy) -> list[str]:
+    """A note where slices would be judged if there were any."""
     asked = any(name.startswith(WORST) for name in policy.margins)
+    missed = any(name.startswith(WORST) for name in policy.required)
     searched = bool(_searches(comparison, policy))
-    if not asked or searched or not comparison.worst_slices:
+    if not asked or missed or searched or not comparison.worst_slices:
         return []
-    return ["Slices were not judged: none has at least 30 items and fewer than all."]
+    return [f"Slices were not judged: {NO_SLICE}."]
 
 
 def _finite(value: float | None) -> float | None:

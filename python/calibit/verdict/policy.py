@@ -40,7 +40,12 @@ _REFUSED = {
 }
 _ALIASES = {"ece_mass": "ece", "d_ece": "ece", "mce": "ece"}
 _MARGINS = {"acc": 0.03, "conf_true": 0.02, "nll": 0.03}
-_WHERE_ASKED = {"gen_acc": 0.03}
+_DEFAULT: Mapping[str, float] = {
+    **_MARGINS,
+    **{WORST + key: 2 * margin for key, margin in _MARGINS.items()},
+    "gen_acc": 0.03,
+}
+_WHERE_HELD = frozenset(key for key in _DEFAULT if key not in _MARGINS)
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,17 @@ class Policy:
         slices: keys of the slices that the worst one is sought among; all declared ones where
             empty.
         optional: metrics that are judged where the runs hold what it takes, and else not missed.
+            Where omitted: of the default margins those of slices and of free text, of others none.
 
     Raises:
         ValueError: for an unknown or refused metric, or a margin that is not a number above 0, or
             not below 1 for one of SHARES.
     """
 
-    margins: Mapping[str, float] = field(
-        default_factory=lambda: (
-            _MARGINS | {WORST + key: 2 * m for key, m in _MARGINS.items()} | _WHERE_ASKED
-        )
-    )
+    margins: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULT))
     name: str = "default"
     slices: tuple[str, ...] = ()
-    optional: frozenset[str] = field(default=frozenset(_WHERE_ASKED), compare=False)
+    optional: frozenset[str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.margins:
@@ -78,6 +80,14 @@ class Policy:
             problem = _problem(metric, margin)
             if problem:
                 raise ValueError(f"[policy] {problem}")
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Metrics that must be judged before anything ships."""
+        optional = self.optional
+        if optional is None:
+            optional = _WHERE_HELD if dict(self.margins) == _DEFAULT else frozenset()
+        return tuple(metric for metric in self.margins if metric not in optional)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Policy:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from calibit.measures.slices import N_MIN
 from calibit.verdict.gates import FAIL, PASS, UNJUDGED, Gate
 from calibit.verdict.policy import LABELLED, NEEDS, WORST
+
+NO_SLICE = f"none has at least {N_MIN} items and fewer than all"
+"""Why no slice is searched."""
 
 _FALSE_ACCEPTS = "rate of false accepts at the original's threshold"
 _WORDS = {
@@ -60,6 +64,26 @@ def small_sentence(gate: Gate) -> str:
         f"within the margin, even where no answer changes (fewer than {gate.n_least} items): they "
         "could cause a hold, and ship does not rest on them."
     )
+
+
+def unjudged_sentence(gate: Gate) -> str:
+    """That no slice is large enough for a margin of the policy, and what to do."""
+    words, _, unit, factor, _ = _WORDS[gate.metric.removeprefix(WORST)]
+    return (
+        f"Not judged: {words} in the worst slice: none of {gate.slices} slices has the "
+        f"{gate.n_least} items that it takes to show a loss below the margin of "
+        f"{factor * gate.margin:g} {unit}. {_remedy([gate.metric])}"
+    )
+
+
+def unsearched_sentence(metrics: Sequence[str]) -> str:
+    """That there are no slices for margins of the policy, and what to do."""
+    names = ", ".join(_WORDS[metric.removeprefix(WORST)][0] for metric in metrics)
+    return f"Not judged: {names} in the worst slice: of slices {NO_SLICE}. {_remedy(metrics)}"
+
+
+def _remedy(metrics: Sequence[str]) -> str:
+    return f"Measure more items in each slice, or take {', '.join(metrics)} out of the policy."
 
 
 def missing_sentence(metrics: Sequence[str], *, labelled: bool) -> str:
