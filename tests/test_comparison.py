@@ -457,13 +457,26 @@ def test_accuracy_at_chance_is_a_warning():
     z = np.random.default_rng(5).normal(size=(60, 2))
     gold = np.random.default_rng(6).integers(0, 2, 60)
     result = compare(MemoryRun(z, gold), MemoryRun(z, gold), **QUICK)
-    assert sum("cannot be told from chance" in text for text in result.warnings) == 2
+    assert sum("is not shown to be above chance" in text for text in result.warnings) == 2
     assert result.models["a"]["at_chance"] and result.models["b"]["at_chance"]
     marks = [c for c in result.checks if c.check == "chance"]
     assert all(c.passed and "at_chance, no claim on confidence" in c.detail for c in marks)
     sure = compare(*v1_runs(), **QUICK)
     assert not any("chance" in text for text in sure.warnings)
     assert not sure.models["a"]["at_chance"]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize(("right", "marked"), [(20, True), (60, True), (61, False)])
+def test_accuracy_below_chance_is_a_warning_whatever_the_level(right, marked, level):
+    """Of 100 items with two choices: the exact 95 % interval starts at 0.4972 for 60 right answers,
+    at 0.5073 for 61."""
+    towards = np.linspace(0.5, 1.0, 100) * np.where(np.arange(100) < right, 1.0, -1.0)
+    z = np.stack([towards, -towards], axis=1)
+    run = MemoryRun(z, np.zeros(100, dtype=int))
+    result = compare(run, run, resamples=99, level=level)
+    assert result.models["b"]["at_chance"] is marked
+    assert sum("is not shown to be above chance" in text for text in result.warnings) == 2 * marked
 
 
 def test_ratio_of_speeds_is_welchs():

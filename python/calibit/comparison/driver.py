@@ -92,8 +92,8 @@ def compare(
     flips = _flips(paired, draw)
     return Comparison(
         models={
-            "a": _describe(a.meta, "a") | {"at_chance": at_chance(paired.a, level=level)},
-            "b": _describe(b.meta, "b") | {"at_chance": at_chance(paired.b, level=level)},
+            "a": _describe(a.meta, "a") | {"at_chance": at_chance(paired.a)},
+            "b": _describe(b.meta, "b") | {"at_chance": at_chance(paired.b)},
         },
         protocol=_protocol(paired, draw, bins),
         a=first.estimates(),
@@ -212,9 +212,9 @@ def _notes(paired: Paired, draw: Resampling) -> list[str]:
     elif not paired.a.labelled.any():
         notes.append("no item is labelled: accuracy and calibration are undefined")
     for name, scores in (("reference", paired.a), ("candidate", paired.b)):
-        if at_chance(scores, level=draw.level):
+        if at_chance(scores):
             notes.append(
-                f"the accuracy of the {name} cannot be told from chance: "
+                f"the accuracy of the {name} is not shown to be above chance: "
                 "its confidence should not be interpreted"
             )
     return notes

@@ -28,6 +28,7 @@ ORACLE = 0.99
 ORACLE_DRAWS = 100
 MOST_OUTSIDE = 18
 EXACT = 1e-12
+CHANCE_LEVEL = 0.95
 
 MOST_TIES = 0.01
 MOST_CONSTANT = 0.05
@@ -156,17 +157,17 @@ def self_comparison(scores: Scores, stored: Scores, *, name: str) -> Check:
     return Check("self-comparison", not len(moved), len(moved), _first(scores, moved), detail)
 
 
-def at_chance(scores: Scores, *, level: float = 0.95) -> bool:
-    """Whether the accuracy interval contains chance: then no claim on confidence should be made."""
+def at_chance(scores: Scores) -> bool:
+    """Whether the accuracy is not shown to be above chance, by its interval of CHANCE_LEVEL: then
+    no claim on confidence should be made. An accuracy below chance is no better."""
     from calibit.measures.intervals import clopper_pearson
 
     known = scores.labelled
     if not known.any():
         return False
-    band = clopper_pearson(int(scores.correct[known].sum()), int(known.sum()), level=level)
-    if band.lower is None or band.upper is None:
-        return False
-    return band.lower <= _chance_level(scores) <= band.upper
+    right, n = int(scores.correct[known].sum()), int(known.sum())
+    lower = clopper_pearson(right, n, level=CHANCE_LEVEL).lower
+    return lower is not None and lower <= _chance_level(scores)
 
 
 def _single(scores: Scores) -> Check:
@@ -182,11 +183,11 @@ def _chance_level(scores: Scores) -> float:
 
 
 def _chance(scores: Scores) -> Check:
-    """Passes either way: an accuracy at chance is no fault of the measuring, but is marked."""
+    """Passes either way: an accuracy at chance or below is no fault of measuring, but marked."""
     known = scores.labelled
     if not known.any():
         return Check("chance", True, 0, None, "no item is labelled")
-    marked = "at_chance, no claim on confidence" if at_chance(scores) else "apart from chance"
+    marked = "at_chance, no claim on confidence" if at_chance(scores) else "above chance"
     detail = (
         f"accuracy {100 * scores.correct[known].mean():.1f} % of {int(known.sum())} items, chance "
         f"{100 * _chance_level(scores):.1f} %: {marked}"

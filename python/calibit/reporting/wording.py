@@ -36,7 +36,7 @@ VERDICTS = {
 }
 
 ALARM = "the measurement failed its own checks; no verdict and no number below can be relied on."
-AT_CHANCE = "Its accuracy cannot be told from chance: nothing is claimed about its confidence."
+AT_CHANCE = "Its accuracy is not shown to be above chance: nothing is claimed about its confidence."
 SELF_AUDIT = (
     "Before any verdict the instrument checks itself: on data with a known answer, on the items "
     "it was given, and by comparing each model with itself. A line that fails makes every verdict "
