@@ -373,6 +373,24 @@ def test_gate_under_another_policy(calibit: Any, audited: Path, tmp_path: Path) 
     assert calibit("gate", audited, "--policy", strict).code in (1, 2)
     answer = calibit("gate", audited, "--policy", loose, "--json")
     assert json.loads(answer.out)["verdict"] == "ship"
+    assert json.loads(answer.out)["policy"] == "loose"
+
+
+def test_gate_under_another_policy_says_whose_verdict_the_report_shows(
+    calibit: Any, audited: Path, tmp_path: Path
+) -> None:
+    policy = tmp_path / "loose.yaml"
+    policy.write_text("margins: {acc: 0.9}\n")
+    said = "the report shows the audit's own policy"
+    answer = calibit("gate", audited, "--policy", policy)
+    assert f"Judged under loose; {said}." in answer.out and "Report: " in answer.last
+    assert said not in calibit("gate", audited).out
+
+
+def test_gate_takes_the_file_of_an_audit(calibit: Any, tmp_path: Path) -> None:
+    file = write_audit(tmp_path, {"nf4": "ship"}) / "audit.json"
+    answer = calibit("gate", file)
+    assert answer.code == 0 and answer.last == f"Report: {tmp_path / 'report.html'}"
 
 
 # The commands ----------------------------------------------------------------------------------

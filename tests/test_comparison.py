@@ -474,7 +474,7 @@ def test_accuracy_below_chance_is_a_warning_whatever_the_level(right, marked, le
     towards = np.linspace(0.5, 1.0, 100) * np.where(np.arange(100) < right, 1.0, -1.0)
     z = np.stack([towards, -towards], axis=1)
     run = MemoryRun(z, np.zeros(100, dtype=int))
-    result = compare(run, run, resamples=99, level=level)
+    result = compare(run, run, resamples=100, level=level)
     assert result.models["b"]["at_chance"] is marked
     assert sum("is not shown to be above chance" in text for text in result.warnings) == 2 * marked
 

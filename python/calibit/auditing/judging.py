@@ -21,10 +21,13 @@ class Judged:
     Attributes:
         verdicts: candidate -> the verdict as a mapping (`verdict`, `reasons`, `gates`, `policy`).
         failed: why each candidate that could not be measured failed.
+        policy: name of the policy that the runs were judged under again; None where the verdicts
+            are the audit's own.
     """
 
     verdicts: Mapping[str, Mapping[str, Any]]
     failed: Mapping[str, str]
+    policy: str | None = None
 
     @property
     def worst(self) -> str:
@@ -38,15 +41,24 @@ class Judged:
         return max((one["verdict"] for one in self.verdicts.values()), key=SEVERITY.index)
 
     def table(self) -> RenderableType:
-        """Verdicts with their reasons for a terminal."""
+        """Verdicts with their reasons for a terminal; under another policy, that it is another."""
+        from rich.console import Group
+        from rich.text import Text
+
         from calibit.reporting.terminal import verdict_list
 
-        return verdict_list(self.verdicts, self.failed)
+        found = verdict_list(self.verdicts, self.failed)
+        if self.policy is None:
+            return found
+        note = f"Judged under {self.policy}; the report shows the audit's own policy."
+        return Group(found, Text(note))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types; `verdict` is the worst one, None where a candidate failed."""
+        """JSON types; `verdict` is the worst one, None where a candidate failed; `policy` the name
+        of the policy where it is not the audit's own."""
         worst = self.worst if self.verdicts and not self.failed else None
-        return {"verdict": worst, "candidates": dict(self.verdicts), "failed": dict(self.failed)}
+        content = {"candidates": dict(self.verdicts), "failed": dict(self.failed)}
+        return {"verdict": worst, "policy": self.policy, **content}
 
 
 def judge_audit(
@@ -73,7 +85,7 @@ def judge_audit(
         return Judged({name: audit.candidates[name]["verdict"] for name in measured}, failed)
     chosen = policy_of(policy)
     again = {name: audit.comparison(name).verdict(chosen).to_dict() for name in measured}
-    return Judged(again, failed)
+    return Judged(again, failed, chosen.name)
 
 
 def _candidate(audit: Audit, name: str) -> str:

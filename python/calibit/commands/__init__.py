@@ -423,8 +423,9 @@ def gate(
     from calibit.auditing import Audit
     from calibit.auditing.judging import judge_audit
 
-    found = judge_audit(Audit.load(audit_folder), scheme=scheme, policy=policy)
-    report = audit_folder / "report.html"
+    loaded = Audit.load(audit_folder)
+    found = judge_audit(loaded, scheme=scheme, policy=policy)
+    report = loaded.path / "report.html"
     finish(found.to_dict(), report, what="Report", as_json=as_json, show=found.table)
     return _incomplete(found.failed) if found.failed else VERDICT_CODES[found.worst]
 
