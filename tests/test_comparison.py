@@ -15,6 +15,7 @@ import toy_tasks
 from calibit import measures as m
 from calibit.comparison import Comparison, compare, speed_changes
 from calibit.evaluation import Text, evaluate
+from calibit.measures.self_audit import self_audit
 from comparison_runs import MemoryRun, simulated, v1_runs
 
 QUICK = {"resamples": 300}
@@ -425,6 +426,47 @@ def test_constant_confidence_and_lost_items_fail_their_checks():
     assert [(c.check, c.count, c.first) for c in failed] == [("item accounting", 1, "1")] * 2
 
 
+def _failed_lines(lines):
+    z = [[0.0, -1.0 - 0.01 * i] for i in range(len(lines))]
+    scores = m.Scores.from_arrays(z, np.zeros(len(lines), dtype=int))
+    found = [check for check in self_audit(scores, name="a", lines=lines) if not check.passed]
+    return [(check.check, check.count, check.first) for check in found]
+
+
+def test_items_that_repeat_others_fail_above_one_percent():
+    def repeated(times, **changed):
+        return _lines(
+            200, **{f"item{100 + i}": {"context_hash": "c7"} | changed for i in range(times)}
+        )
+
+    assert _failed_lines(repeated(2)) == []
+    assert _failed_lines(repeated(3)) == [("repeated items", 3, "100")]
+    assert (
+        _failed_lines(_lines(200, item7={"choices_hash": "other"}, item9={"context_hash": "c7"}))
+        == []
+    )
+    assert _failed_lines([line | {"gold": i % 2} for i, line in enumerate(repeated(3))]) == []
+    small = [line | {"task": "u"} if i in (7, 100) else line for i, line in enumerate(repeated(1))]
+    assert _failed_lines(small) == [("repeated items", 1, "100")]
+    bare = [{k: v for k, v in line.items() if not k.endswith("_hash")} for line in _lines(200)]
+    assert _failed_lines(bare) == []
+
+
+def test_cut_contexts_are_counted_and_fail_above_a_tenth():
+    for times, found in ((4, []), (5, [("cut contexts", 5, "0")])):
+        lines = _lines(40, **{f"item{i}": {"truncated": True} for i in range(times)})
+        assert _failed_lines(lines) == found
+    meta = {"scoring": {"items": 40, "truncated": 4, "prompts": 20, "prompts_truncated": 3}}
+    run = MemoryRun([[0.0, -1.0]], [0], **meta)
+    result = compare(run, run, **QUICK)
+    assert [text for text in result.warnings if "cut" in text] == [
+        "4 of 40 items have a context that was cut on the left to fit the model",
+        "3 of 20 prompts were cut on the left to fit the model with what they may generate",
+    ]
+    failed = [c for c in result.checks if c.check == "cut prompts" and not c.passed]
+    assert [c.count for c in failed] == [3, 3]
+
+
 def test_choices_that_start_with_a_special_token_fail():
     lines = _lines(3, item0={"special_start": False}, item1={"special_start": True})
     lines[2] |= {"special_start": False, "boundary_merge": True}
@@ -445,8 +487,8 @@ def test_log_likelihoods_that_were_not_finite_fail():
 
 
 def test_contexts_cut_in_one_run_only_are_no_pair():
-    lines = [_lines(3), _lines(3, item1={"truncated": True})]
-    z, gold = [[0.0, -1.0], [0.0, -2.0], [-3.0, 0.0]], [0, 1, 0]
+    lines = [_lines(12), _lines(12, item1={"truncated": True})]
+    z, gold = [[0.0, -1.0], [0.0, -2.0], [-3.0, 0.0]] * 4, [0, 1, 0] * 4
     a, b = (MemoryRun(z, gold, lines=one) for one in lines)
     failed = [c for c in compare(a, b, **QUICK).checks if not c.passed]
     assert [(c.check, c.count, c.first) for c in failed] == [("pair identity", 1, "1")]

@@ -306,6 +306,26 @@ def test_references_that_cannot_serve_are_refused(runs: dict[str, Run]) -> None:
         calibit.evaluate(model, tokenizer, workload=[long])
 
 
+def test_prompts_longer_than_the_model_are_counted(tmp_path: Path) -> None:
+    """Of 64 positions 60 are kept for the answers: four tokens of each prompt are left."""
+    model, tokenizer = tiny_models.build("llama"), tiny_tokenizers.build()
+    long = [Prompt(f"l{i}", "mine", "the dog saw " * 9, max_new_tokens=60) for i in range(2)]
+    short = [Prompt(f"s{i}", "mine", "a", max_new_tokens=4) for i in range(3)]
+    for name in ("a", "b"):
+        calibit.evaluate(
+            model, tokenizer, workload=long + short if name == "a" else (), out=tmp_path / name,
+            reference=None if name == "a" else tmp_path / "a",
+        )  # fmt: skip
+    scoring = Run.load(tmp_path / "a").meta["scoring"]
+    assert (scoring["prompts"], scoring["prompts_truncated"]) == (5, 2)
+    found = calibit.compare(tmp_path / "a", tmp_path / "b", resamples=999)
+    assert any(text.startswith("2 of 5 prompts were cut on the left") for text in found.warnings)
+    failed = [check for check in found.checks if not check.passed]
+    assert [(check.check, check.count) for check in failed] == [("cut prompts", 2)]
+    verdict = found.verdict(Policy({"token_kl": 0.5}))
+    assert verdict.verdict == "inconclusive" and "cut prompts" in verdict.reasons[0]
+
+
 def test_runs_without_the_reference_are_not_compared(runs: dict[str, Run], tmp_path: Path) -> None:
     alone = calibit.evaluate(
         quantized(), tiny_tokenizers.build(), workload=prompts(), out=tmp_path / "alone"

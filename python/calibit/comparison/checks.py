@@ -8,7 +8,7 @@ from typing import Any
 
 from calibit.comparison.pairing import SAME_META, Paired, RunLike, by_key
 from calibit.measures.scores import Scores
-from calibit.measures.self_audit import Check, self_audit, self_comparison
+from calibit.measures.self_audit import MOST_CUT, Check, self_audit, self_comparison
 from calibit.runs import Run
 
 
@@ -25,10 +25,39 @@ def checks_of(run_a: RunLike, run_b: RunLike, paired: Paired) -> tuple[Check, ..
         ("b", run_b, paired.b, paired.lines_b),
     ):
         found += self_audit(scores, name=name, lines=lines)
+        prompts, cut = _count(run.meta, "prompts"), _count(run.meta, "prompts_truncated")
+        if prompts:
+            detail = f"{name}: {cut} of {prompts} prompts cut to fit (limit {MOST_CUT:.0%})"
+            found.append(Check("cut prompts", cut <= MOST_CUT * prompts, cut, None, detail))
         stored = _stored(run, scores.rule)
         if stored is not None:
             found.append(self_comparison(run.scores(scores.rule), stored, name=name))
     return (*found, _pair_identity(run_a.meta, run_b.meta, paired))
+
+
+def cut_notes(*metas: Mapping[str, Any]) -> list[str]:
+    """How many items and prompts of the runs were cut on the left; each sentence once.
+
+    Args:
+        metas: the `run.json` of each run.
+    """
+    found = []
+    for meta in metas:
+        if items := _count(meta, "truncated"):
+            found.append(
+                f"{items} of {_count(meta, 'items')} items have a context that was cut on the left "
+                "to fit the model"
+            )
+        if prompts := _count(meta, "prompts_truncated"):
+            found.append(
+                f"{prompts} of {_count(meta, 'prompts')} prompts were cut on the left to fit the "
+                "model with what they may generate"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _count(meta: Mapping[str, Any], key: str) -> int:
+    return int((meta.get("scoring") or {}).get(key) or 0)
 
 
 def _stored(run: RunLike, rule: str) -> Scores | None:

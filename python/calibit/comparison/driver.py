@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibit.comparison.checks import checks_of
+from calibit.comparison.checks import checks_of, cut_notes
 from calibit.comparison.continuations import compare_continuations
 from calibit.comparison.controls import ExtraRuns, control_evidence, controls_of
 from calibit.comparison.evidence import (
@@ -116,6 +116,7 @@ def compare(
         checks=checks_of(a, b, paired),
         warnings=(
             *paired.warnings,
+            *cut_notes(a.meta, b.meta),
             *warnings,
             *continuations.warnings,
             *generated.warnings,

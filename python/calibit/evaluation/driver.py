@@ -258,6 +258,8 @@ def _begin(job: Job, folder: RunFolder, command: str | None) -> dict[str, Any]:
             "items": n,
             "unscored": sum(ids.reason is not None for ids in job.encoded[:n]),
             "truncated": sum(ids.truncated for ids in job.encoded[:n]),
+            "prompts": len(job.outputs.asked),
+            "prompts_truncated": sum(one.cut for one in job.outputs.asked),
             "boundary_merges": sum(ids.boundary_merge for ids in job.encoded[:n]),
         },
         "times": {"started": _now()},

@@ -42,12 +42,14 @@ class Asked:
         text: as the model is shown it.
         ids: token ids, cut on the left to fit the model.
         forced: whether its continuation is forced on other models: a prompt of the workload.
+        cut: whether tokens were cut.
     """
 
     prompt: Prompt
     text: str
     ids: Tokens
     forced: bool
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,8 @@ def _asked(encoder: Encoder, one: Prompt, forced: bool, max_length: int, chat: b
             f"[evaluate] expected max_new_tokens below {max_length}, the positions of the model, "
             f"got {one.max_new_tokens}"
         )
-    return Asked(one, text, tuple(ids[-room:] or [encoder.prefix_token]), forced)
+    kept = tuple(ids[-room:] or [encoder.prefix_token])
+    return Asked(one, text, kept, forced, cut=len(ids) > room)
 
 
 def _answerable(reference: Reference) -> list[Asked]:

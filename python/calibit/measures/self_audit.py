@@ -31,6 +31,8 @@ EXACT = 1e-12
 CHANCE_LEVEL = 0.95
 
 MOST_TIES = 0.01
+MOST_REPEATED = 0.01
+MOST_CUT = 0.1
 MOST_CONSTANT = 0.05
 LEAST_SPREAD = 1e-6
 
@@ -80,6 +82,7 @@ def self_audit(scores: Scores, *, name: str, lines: Sequence[Line] = ()) -> list
         found.append(_single(scores))
     if lines:
         found += [_log_probabilities(lines), _accounting(lines), _greedy(lines)]
+        found += [_repeated(lines), _cut_contexts(lines)]
     if any(SPECIAL_START in line for line in lines):
         found.append(_boundaries(lines))
     return [replace(check, detail=f"{name}: {check.detail}") for check in found]
@@ -263,6 +266,37 @@ def _accounting(lines: Sequence[Line]) -> Check:
     if len(bad) > len(silent):
         detail = detail.replace("each once", f"{len(bad) - len(silent)} more than once")
     return Check("item accounting", not bad, len(bad), bad[0] if bad else None, detail)
+
+
+def _repeated(lines: Sequence[Line]) -> Check:
+    """Items that repeat an earlier one of their task word for word: counted as independent, they
+    make every interval too narrow. Lines without hashes are passed over."""
+    seen: set[tuple[str, ...]] = set()
+    sizes, repeats = Counter[str](), Counter[str]()
+    bad: list[tuple[str, str]] = []
+    for line in lines:
+        task, hashes = str(line.get("task")), (line.get("context_hash"), line.get("choices_hash"))
+        sizes[task] += 1
+        content = (task, *map(str, (*hashes, line.get("gold"))))
+        if None not in hashes and content in seen:
+            repeats[task] += 1
+            bad.append((task, str(line["id"])))
+        seen.add(content)
+    over = {task for task, count in repeats.items() if count > MOST_REPEATED * sizes[task]}
+    first = next((item for task, item in bad if task in over or not over), None)
+    detail = (
+        f"{len(bad)} of {len(lines)} items repeat context, choices and label of another of their "
+        f"task (limit {MOST_REPEATED:.0%} of each)"
+    )
+    return Check("repeated items", not over, len(bad), first, detail)
+
+
+def _cut_contexts(lines: Sequence[Line]) -> Check:
+    """Items whose context was cut on the left: the model did not see what was asked."""
+    cut = [str(line["id"]) for line in lines if line.get("truncated")]
+    detail = f"{len(cut)} of {len(lines)} items with a context cut to fit (limit {MOST_CUT:.0%})"
+    passed = len(cut) <= MOST_CUT * len(lines)
+    return Check("cut contexts", passed, len(cut), cut[0] if cut else None, detail)
 
 
 def _boundaries(lines: Sequence[Line]) -> Check:
