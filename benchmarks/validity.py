@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -262,10 +263,10 @@ class Bench:
                 (f"`ship`, true damage of {metric} at its margin", f"{n}", _percent(share), "2.5")
             )
             print(*rows[-1], flush=True)
-        for metric in ("acc", "nll"):
-            share = self._slice_said(one, n, metric)
+        for metric, slices in product(("acc", "nll"), (1, SLICES)):
+            share = self._slice_said(one, n, metric, slices)
             limit = 0.025 + 2.0 * math.sqrt(0.025 * 0.975 / self.experiments)
-            what = f"`ship`, damage of {metric} in the worst of {SLICES} slices at its margin"
+            what = f"`ship`, damage of {metric} in the worst of {slices} slices at its margin"
             self._check(what, share, 0.0, limit)
             rows.append((what, f"{n}", _percent(share), "2.5"))
             print(*rows[-1], flush=True)
@@ -290,20 +291,22 @@ class Bench:
             count += judge(comparison(one, items, draw), policy).verdict == verdict
         return count / self.experiments
 
-    def _slice_said(self, one: Population, n: int, metric: str) -> float:
+    def _slice_said(self, one: Population, n: int, metric: str, slices: int) -> float:
         """Share of `ship` where a metric's margin is its true damage in the worst slice."""
         before, after = damages(one, np.arange(ITEMS))[metric]
-        slice_of = np.arange(ITEMS) % SLICES
-        worst = (np.bincount(slice_of, after - before) / np.bincount(slice_of)).max()
+        slice_of = np.arange(ITEMS) % max(slices, 2)  # the only slice holds half of the items
+        worst = (np.bincount(slice_of, after - before) / np.bincount(slice_of))[:slices].max()
         policy = Policy({f"worst_slice.{metric}": float(worst)})
         rng, count = np.random.default_rng([SEED, n, 4]), 0
         for index in range(self.experiments):
             items = one.draw(rng, n)
             draw = self._resampling(one, n, index)
-            slices = slices_by_key([{"slice": str(number)} for number in slice_of[items]])
+            family = slices_by_key(
+                [{"slice": str(k)} if k < slices else {} for k in slice_of[items]]
+            )
             first, second = damages(one, items)[metric]
             found = worst_slice(
-                second - first, slices, metric=metric, accuracy=metric == "acc", resampling=draw
+                second - first, family, metric=metric, accuracy=metric == "acc", resampling=draw
             )
             made = comparison(one, items, draw, only=metric)
             made.worst_slices[metric] = found

@@ -93,7 +93,7 @@ def test_the_document_keeps_its_promises(validity: ModuleType) -> None:
     for row in covered:
         assert all(93 <= float(share) <= 97 for share in row[2:6]) and float(row[6]) >= 94, row
     wrong = [row for row in rows if re.match(r"`(ship|hold)`", row[0])]
-    assert len(wrong) == 7
+    assert len(wrong) >= 7
     for row in wrong:
         most = float(row[3]) / 100
         assert float(row[2]) / 100 <= most + 2 * (most * (1 - most) / 1000) ** 0.5, row

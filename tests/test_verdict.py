@@ -14,6 +14,7 @@ from calibit.comparison.evidence import mean_evidence
 from calibit.measures.intervals import tango_bounds, two_sided_z
 from calibit.measures.power import n_needed
 from calibit.measures.resampling import resampled_sums
+from calibit.measures.slice_search import worst_slice
 from calibit.measures.slices import slices_by_key
 from calibit.tasks import limit, load
 from calibit.verdict import EXIT_CODES, FAIL, METRICS, OPEN, PASS, UNJUDGED, Policy, judge
@@ -569,3 +570,28 @@ def test_slices_of_a_policy_file(tmp_path):
     file.write_text("margins: {acc: 0.1}\nslices: lang\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"policy.yaml, got 'lang'"):
         Policy.from_yaml(file)
+
+
+def test_damage_at_the_margin_of_the_only_slice_rarely_passes():
+    """One slice of 200 items: its upper bound is the end of a two-sided interval, which the truth
+    exceeds in 2.5 %. A one-sided 95 % bound passed in twice as many."""
+    from scipy.stats import binom
+
+    runs, rng, passed = 1200, np.random.default_rng(0), 0
+    slices = slices_by_key([{"part": "a"}] * 200 + [{"part": "b"}] * 20)  # b is too small
+    assert list(slices.names) == ["part=a"]
+    for seed in range(runs):
+        draw = m.Resampling(resamples=300, seed=seed)
+        search = worst_slice(rng.normal(0.02, 0.1, 220), slices, metric="nll", resampling=draw)
+        passed += slice_gate_of(search, 0.02, level=0.95, gates=1).state == PASS
+    # 1 in 1,000 sound products has more; quantiles of 300 draws widen the tail by 0.3 points.
+    assert passed <= binom.ppf(0.999, runs, 0.028)
+
+
+def test_both_ends_of_a_slices_interval_hold():
+    d = np.random.default_rng(1).normal(0.02, 0.1, 420)
+    slices = slices_by_key([{"part": "a"}] * 400 + [{"part": "b"}] * 20)
+    search, d = worst_slice(d, slices, metric="nll"), d[:400]
+    lower, upper = search.intervals(0.95, all_at_once=False)
+    half = 1.96 * float(np.std(d, ddof=1)) / 20  # 4 %: quantiles of 9,999 draws, t in place of z
+    assert (d.mean() - lower[0], upper[0] - d.mean()) == pytest.approx((half, half), rel=0.06)

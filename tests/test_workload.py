@@ -367,7 +367,8 @@ def test_a_comparison_prints_what_was_written(runs: dict[str, Run]) -> None:
 
 def test_token_divergence_can_be_gated(runs: dict[str, Run]) -> None:
     found = calibit.compare(runs["base"], runs["other"], resamples=200)
-    for margin, verdict in ((10.0, "ship"), (1e-6, "hold")):
+    # Nine prompts can show damage; to pass, a mean needs thirty.
+    for margin, verdict in ((10.0, "inconclusive"), (1e-6, "hold")):
         judged = found.verdict(Policy({"token_kl": margin}))
         [gate] = judged.gates
         assert (judged.verdict, gate.units, gate.n) == (verdict, "prompts", 9)

@@ -12,7 +12,7 @@ from calibit.comparison.evidence import Evidence, per_token_evidence
 from calibit.comparison.pairing import RunLike
 from calibit.measures.confidence import mean_of
 from calibit.measures.estimate import Estimate, plain, undefined
-from calibit.measures.intervals import share_interval
+from calibit.measures.intervals import bounded_mean, share_interval
 from calibit.measures.paired import cluster_index
 from calibit.measures.perplexity import d_text_nll, ppl
 from calibit.measures.repetition import greedy_prefix, prefix_shares
@@ -237,7 +237,10 @@ def _workload(pair: _Pair, draw: Resampling) -> WorkloadComparison:
 def _kl(pair: _Pair, draw: Resampling) -> Estimate:
     if pair.kl is None:
         return undefined("token_kl", NO_KL, unit="nats")
-    return pair.mean("token_kl", pair.kl, draw, "nats")
+    found = pair.mean("token_kl", pair.kl, draw, "nats")
+    if found.lower is None or found.value is None:
+        return found
+    return replace(found, lower=max(min(0.0, found.value), found.lower))  # KL is never negative
 
 
 def _prefix(pair: _Pair, draw: Resampling) -> Estimate:
@@ -248,7 +251,7 @@ def _prefix(pair: _Pair, draw: Resampling) -> Estimate:
     )
     shares = np.array(prefix_shares(given, other), dtype=np.float64)
     lengths = np.array([len(one) for one in given])
-    return mean_of(
+    found = mean_of(
         "greedy_prefix",
         shares,
         draw,
@@ -256,6 +259,7 @@ def _prefix(pair: _Pair, draw: Resampling) -> Estimate:
         identical=float(np.mean(shares == 1.0)),
         own=float(greedy_prefix(given, own)),
     )
+    return bounded_mean(found, shares)
 
 
 def _fidelity(pair: _Pair, change: np.ndarray, same: np.ndarray) -> dict[str, Any]:

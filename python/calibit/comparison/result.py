@@ -182,7 +182,7 @@ def describe_search(search: SliceSearch) -> dict[str, Any]:
     All bounds but `largest_upper` hold for all slices at once; that one is what a verdict waits
     for.
     """
-    worst, riskiest = search.worst, search.riskiest
+    worst = search.worst
     out: dict[str, Any] = {
         "metric": search.metric,
         "slice": None,
@@ -192,9 +192,10 @@ def describe_search(search: SliceSearch) -> dict[str, Any]:
         "reason": search.reason,
         "slices": [],
     }
-    if worst is None or riskiest is None:
+    if worst is None:
         return out
-    bounds = zip(*search.intervals(search.level, all_at_once=True), strict=True)
+    one_sided = (1.0 + search.level) / 2.0  # of each end, so that both hold at the level
+    bounds = zip(*search.intervals(one_sided, all_at_once=True), strict=True)
     rows = [
         {"name": one.name, "n": one.n, "damage": one.damage, "lower": low, "upper": high}
         for one, (low, high) in zip(search.slices, bounds, strict=True)
@@ -203,4 +204,6 @@ def describe_search(search: SliceSearch) -> dict[str, Any]:
     out |= {key: headline[key] for key in ("n", "damage", "lower", "upper")}
     out |= {"slice": worst.name, "slices": rows}
     out |= {name: getattr(worst, name) for name in ("se", "p_damage", "p_contrast")}
-    return out | {"largest_upper": riskiest.upper, "riskiest": riskiest.name}
+    waited_for = search.intervals(search.level, all_at_once=False)[1]
+    at = int(waited_for.argmax())
+    return out | {"largest_upper": float(waited_for[at]), "riskiest": search.slices[at].name}

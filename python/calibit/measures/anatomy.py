@@ -247,7 +247,9 @@ def _sigma(margin: np.ndarray, flipped: np.ndarray, draw: Resampling) -> Estimat
     columns = _log_likelihood(m, flip, grid)
     drawn = resampled_sums(np.concatenate([columns, flip[:, None]], axis=1), draw)
     sizes = np.where(drawn[:, -1] > 0, np.exp(_peak(drawn[:, :-1], grid)), 0.0)
-    return Estimate("sigma", math.exp(centre), **facts).with_interval(percentile(sizes, draw))
+    value = math.exp(centre)
+    bounds = percentile(sizes, draw, value=value, floor=0.0)
+    return Estimate("sigma", value, **facts).with_interval(bounds)
 
 
 def _log_likelihood(margin: np.ndarray, flipped: np.ndarray, log_sigma: np.ndarray) -> np.ndarray:

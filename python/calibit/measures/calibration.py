@@ -237,7 +237,7 @@ def binned_change(
     drawn = statistic(paired_bin_sums(models, bins=bins, rule=rule, resampling=draw))
     facts = {"bins": bins, "binning": rule, "biased_estimator": True}
     out = Estimate(metric, values[1] - values[0], "difference", len(models[0][0]), extra=facts)
-    change = out.with_interval(percentile(drawn[1] - drawn[0], draw))
+    change = out.with_interval(percentile(drawn[1] - drawn[0], draw, value=out.value))
     return Change(change, values[0], values[1], drawn[1] - drawn[0])
 
 
@@ -306,7 +306,7 @@ def _binned(
     if resampling is None:
         return out
     draws = statistic(resampled_bin_sums(c, r, bins=bins, rule=rule, resampling=resampling))
-    return out.with_interval(percentile(draws, resampling))
+    return out.with_interval(percentile(draws, resampling, value=value, floor=min(0.0, value)))
 
 
 STATISTICS: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {

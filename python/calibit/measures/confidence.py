@@ -188,4 +188,5 @@ def _conf_where(
         return out
     sums = resampled_sums(np.stack([c * chosen, chosen], axis=1), resampling)
     with np.errstate(invalid="ignore"):
-        return out.with_interval(percentile(sums[:, 0] / sums[:, 1], resampling))
+        draws = sums[:, 0] / sums[:, 1]
+    return out.with_interval(percentile(draws, resampling, value=out.value, floor=0.0))

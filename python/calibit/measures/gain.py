@@ -258,7 +258,7 @@ def _auroc_change(before: _State, after: _State, draw: Resampling) -> Estimate:
         return undefined("auroc", values[0].reason or "undefined", n=values[0].n, estimator="rank")
     draws = [ranking_draws(s.confidence, s.correct, None, draw)[0] for s in (before, after)]
     out = Estimate("auroc", values[1] - values[0], "difference", values[0].n)
-    return out.with_interval(percentile(draws[1] - draws[0], draw))
+    return out.with_interval(percentile(draws[1] - draws[0], draw, value=out.value))
 
 
 def _decision(change: Estimate) -> tuple[bool, str | None]:

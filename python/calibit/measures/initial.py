@@ -212,7 +212,7 @@ def _naive(pair: LabelledPair, name: str, draw: Resampling) -> Estimate:
         return undefined("slope", "the initial confidence does not vary", n=pair.n)
     draws = _slope(resampled_sums(_moments(x, d), draw))
     out = Estimate("slope", value, "least squares", pair.n, extra={"label": "naive", "of": name})
-    return out.with_interval(percentile(draws, draw))
+    return out.with_interval(percentile(draws, draw, value=value))
 
 
 def _bins(
@@ -262,7 +262,7 @@ def _cross_fitted(
                 out[name] = undefined("slope", "the confidence does not vary", n=n, extra=facts)
                 continue
             estimate = Estimate("slope", value, label, n, extra=facts)
-            out[name] = estimate.with_interval(percentile(of(drawn), draw))
+            out[name] = estimate.with_interval(percentile(of(drawn), draw, value=value))
     return split, iv
 
 
@@ -311,7 +311,7 @@ def _excess(
     if spread > 0.0:
         t = value / (spread * math.sqrt(1.0 + 1.0 / count))
         test = SignificanceTest(t, float(2.0 * stdtr(count - 1, -abs(t))), count - 1)
-    bounded = excess.with_interval(percentile(draws, draw))
+    bounded = excess.with_interval(percentile(draws, draw, value=value))
     return PerturbationNull(bounded, tuple(every[1:].tolist()), test)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 
-from calibit.measures.estimate import Interval
+from calibit.measures.estimate import Estimate, Interval
 from calibit.measures.resampling import Resampling
 
 _NORMAL = NormalDist()
@@ -120,6 +121,28 @@ def share_interval(hits: np.ndarray, resampling: Resampling) -> Interval:
     return Interval(lower, upper, level, "clopper_pearson")
 
 
+def bounded_mean(found: Estimate, shares: np.ndarray) -> Estimate:
+    """A mean of shares with its interval cut to 0 to 1.
+
+    Shares that are all alike say nothing of their spread. As no mean p of shares has a larger
+    variance than p (1 - p), theirs is Clopper and Pearson's interval of as many trials.
+
+    Args:
+        found: the mean, with the interval that the spread gives.
+        shares: float64 [N], 0 to 1.
+    """
+    from scipy.special import betaincinv
+
+    if found.lower is None or found.upper is None or found.level is None:
+        return found
+    if np.ptp(shares) > 0.0:
+        return replace(found, lower=max(0.0, found.lower), upper=min(1.0, found.upper))
+    n, k, alpha = len(shares), float(shares.sum()), 1.0 - found.level
+    lower = 0.0 if k <= 0.0 else float(betaincinv(k, n - k + 1, alpha / 2))
+    upper = 1.0 if k >= n else float(betaincinv(k + 1, n - k, 1 - alpha / 2))
+    return found.with_interval(Interval(lower, upper, found.level, "clopper_pearson"))
+
+
 def paired_share_interval(
     before: np.ndarray, after: np.ndarray, resampling: Resampling
 ) -> Interval:
@@ -199,11 +222,15 @@ def percentile(
         return _bootstrapped("percentile", resampling, reason="undefined on many resamples")
     tail = (1.0 - resampling.level) / 2.0
     bounds = np.quantile(kept, [tail, 1.0 - tail])
-    if value is None or bounds[0] <= value <= bounds[1]:
+    if value is None:
         return _bootstrapped("percentile", resampling, bounds)
-    shifted = np.maximum(floor, bounds - (float(np.median(kept)) - value))
-    held = np.array([min(shifted[0], value), max(shifted[1], value)])
-    return _bootstrapped("percentile_centred", resampling, held)
+    # A draw equal to the estimate may differ from it in its last bits.
+    slack = 1e-12 * (1.0 + abs(value))
+    inside = bounds[0] - slack <= value <= bounds[1] + slack
+    if not inside:
+        bounds = np.maximum(floor, bounds - (float(np.median(kept)) - value))
+    held = np.array([min(bounds[0], value), max(bounds[1], value)])
+    return _bootstrapped("percentile" if inside else "percentile_centred", resampling, held)
 
 
 def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interval:
@@ -236,7 +263,7 @@ def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interv
     # A draw equal to the mean may differ in its last bit, by the order of addition in a product.
     below = float(np.mean(draws < mean - 1e-12 * (abs(mean) + spread)))
     if not 0.0 < below < 1.0:
-        found = percentile(draws, resampling)
+        found = percentile(draws, resampling, value=mean)
         if clusters is None or found.lower is None or found.upper is None:
             return found
         bounds = np.array([found.lower, found.upper])

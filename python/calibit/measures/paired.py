@@ -90,7 +90,9 @@ def mean_difference(
         facts = {"se": clustered_standard_error(d, labels), "clusters": int(labels.max()) + 1}
     draws = resampled_means(d[:, None], draw)[:, 0]
     out = Estimate(metric, float(d.mean()), n=len(d), extra=facts)
-    return out.with_interval(bca(d, draws, draw) if method == "bca" else percentile(draws, draw))
+    if method == "bca":
+        return out.with_interval(bca(d, draws, draw))
+    return out.with_interval(percentile(draws, draw, value=out.value))
 
 
 def standard_error(values: np.ndarray) -> float | None:

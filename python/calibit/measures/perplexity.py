@@ -162,7 +162,8 @@ def window_interval(units: np.ndarray, resampling: Resampling) -> Interval:
         return Interval(None, None, resampling.level, "t", reason=reason)
     if count >= FEW_WINDOWS:
         draws = resampled_sums(units, resampling)
-        return percentile(draws[:, 0] / draws[:, 1], resampling)
+        value = float(units[:, 0].sum() / units[:, 1].sum())
+        return percentile(draws[:, 0] / draws[:, 1], resampling, value=value)
     from scipy.special import stdtrit
 
     change, tokens = units.sum(axis=0)

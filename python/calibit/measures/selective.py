@@ -36,11 +36,10 @@ def auroc(
             "auroc", f"all items are {'right' if r[0] else 'wrong'}", n=len(c), estimator="rank"
         )
     out = Estimate("auroc", _auroc(c, r), "rank", len(c))
-    return (
-        out
-        if resampling is None
-        else out.with_interval(percentile(ranking_draws(c, r, None, resampling)[0], resampling))
-    )
+    if resampling is None:
+        return out
+    draws = ranking_draws(c, r, None, resampling)[0]
+    return out.with_interval(percentile(draws, resampling, value=out.value, floor=0.0))
 
 
 def aurc(
@@ -63,11 +62,10 @@ def aurc(
     if not len(c):
         return undefined("aurc", NO_ITEMS, estimator="rank")
     out = Estimate("aurc", float(np.mean(_risks(c, r, ids))), "rank", len(c))
-    return (
-        out
-        if resampling is None
-        else out.with_interval(percentile(ranking_draws(c, r, ids, resampling)[1], resampling))
-    )
+    if resampling is None:
+        return out
+    draws = ranking_draws(c, r, ids, resampling)[1]
+    return out.with_interval(percentile(draws, resampling, value=out.value, floor=0.0))
 
 
 def e_aurc(

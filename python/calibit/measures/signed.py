@@ -160,7 +160,7 @@ def _unsure_share(kl: np.ndarray, entropy: np.ndarray, draw: Resampling) -> Esti
         return replace(out, reason="an interval needs at least 2 positions or documents")
     first, every = resampled_prefix_sums(kl, order, UNSURE_SHARE, draw).T
     with np.errstate(invalid="ignore"):
-        return out.with_interval(percentile(first / every, draw))
+        return out.with_interval(percentile(first / every, draw, value=value, floor=0.0))
 
 
 def _spearman(kl: np.ndarray, entropy: np.ndarray) -> Estimate:

@@ -85,19 +85,14 @@ class SliceSearch:
         return max(self.slices, key=lambda entry: entry.lower) if self.slices else None
 
     @property
-    def riskiest(self) -> SliceDamage | None:
-        """The slice with the largest upper bound: the one a verdict waits for."""
-        return max(self.slices, key=lambda entry: entry.upper) if self.slices else None
-
-    @property
     def method(self) -> str:
         """Method of the bounds."""
         tango = self._bounds is not None and self._bounds.discordant is not None
         return "tango per slice" if tango else "studentised bootstrap of the maximum"
 
     def upper_quantile(self, level: float) -> float:
-        """How many standard errors an upper bound lies above its estimate."""
-        return 0.0 if self._bounds is None else self._bounds.quantiles(level)[1]
+        """How many standard errors the upper end of an interval lies above its estimate."""
+        return 0.0 if self._bounds is None else self._bounds.quantiles(level, all_at_once=False)[1]
 
     def bounds(self, level: float) -> tuple[float, float]:
         """Largest lower and largest upper bound over the slices at another one-sided level.
@@ -114,9 +109,10 @@ class SliceSearch:
         """Lower and upper bounds of every slice, float64 [S] each, at another level.
 
         Args:
-            level: of each one-sided simultaneous bound, or of a slice's own two-sided interval.
+            level: of each one-sided simultaneous bound, or, without `all_at_once`, of a two-sided
+                interval.
             all_at_once: bounds that hold for all slices at once. Without it, accuracy has each
-                slice's own interval; means have simultaneous bounds either way.
+                slice's own interval; those of means hold at once either way.
 
         Raises:
             ValueError: if nothing was searched.
@@ -146,26 +142,33 @@ class BoundsMaker:
         )
 
     def at(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lower bounds for all slices at once, and upper bounds, float64 [S] each."""
-        return (
-            self.intervals(level, all_at_once=True)[0],
-            self.intervals(level, all_at_once=False)[1],
-        )
+        """Lower bounds for all slices at once, float64 [S], and upper bounds: of means one-sided,
+        of accuracy the ends of each slice's own interval.
+        """
+        lower, upper = self.intervals(level, all_at_once=True)
+        if self.discordant is not None:
+            upper = self.intervals(level, all_at_once=False)[1]
+        return lower, upper
 
     def intervals(self, level: float, *, all_at_once: bool) -> tuple[np.ndarray, np.ndarray]:
         """Both bounds of one kind, float64 [S] each; see `SliceSearch.intervals`."""
-        below, above = self.quantiles(level)
+        below, above = self.quantiles(level, all_at_once=all_at_once)
         if self.discordant is not None:
-            return tango_bounds(*self.discordant, below if all_at_once else above)
+            return tango_bounds(*self.discordant, below)
         return self.damage - below * self.se, self.damage + above * self.se
 
-    def quantiles(self, level: float) -> tuple[float, float]:
-        """Standard errors between the estimate and its lower and its upper bound."""
+    def quantiles(self, level: float, *, all_at_once: bool) -> tuple[float, float]:
+        """Standard errors between the estimate and its lower and its upper bound.
+
+        Each end of a two-sided interval errs with half of 1 - level.
+        """
         if self.maxima is not None:
-            low, high = (float(np.quantile(maximum, level)) for maximum in self.maxima)
+            share = level if all_at_once else (1.0 + level) / 2.0
+            low, high = (float(np.quantile(maximum, share)) for maximum in self.maxima)
             return low, high
         bonferroni = NormalDist().inv_cdf(1.0 - (1.0 - level) / len(self.damage))
-        return bonferroni, two_sided_z(level)
+        z = bonferroni if all_at_once else two_sided_z(level)
+        return z, z
 
 
 def worst_slice(

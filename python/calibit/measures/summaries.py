@@ -335,7 +335,7 @@ def _bounded(
         return out
     if values is not None and np.isfinite(values).all():
         return out.with_interval(bca(values, draws, draw))
-    return out.with_interval(percentile(draws, draw))
+    return out.with_interval(percentile(draws, draw, value=out.value))
 
 
 def _bounded_difference(name: str, out: Estimate, a: Statistic, b: Statistic) -> Estimate:

@@ -354,7 +354,7 @@ def _difference(
     out = Estimate(quantity, value, "difference", n)
     column = {"coverage": 0, "false_accepts": 1}.get(quantity)
     if column is None:
-        return out.with_interval(percentile(draws, draw))
+        return out.with_interval(percentile(draws, draw, value=value))
     before, after = (indicators[:, column] for indicators in accept)
     return out.with_interval(paired_share_interval(before, after, draw))
 
