@@ -20,6 +20,7 @@ from calibit import compare
 from calibit import measures as m
 from calibit.cli import main
 from calibit.runs import Run
+from calibit.tasks import read_prompts
 from comparison_runs import MemoryRun, simulated
 
 QUICK = {"resamples": 200}
@@ -184,3 +185,56 @@ def test_truncated_and_repeated_rows_of_a_task_are_named(
     file.write_text("\n".join([*map(json.dumps, rows), tail]), encoding="utf-8")
     with pytest.raises(ValueError, match=words):
         load(str(file))
+
+
+def test_missing_items_name_the_option_and_what_was_not_scored() -> None:
+    def unscored(meta: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+        lines[7] |= {"ll": None, "reason": "the log-likelihood of choice 1 is nan"}
+
+    with pytest.raises(ValueError, match="--allow_partial") as caught:
+        compare(*damaged(unscored), **QUICK)
+    assert "t/q7 was not scored in b: the log-likelihood of choice 1 is nan" in str(caught.value)
+    with pytest.raises(ValueError, match="--allow_partial") as caught:
+        compare(*damaged(lambda meta, lines: lines.pop(7)), **QUICK)
+    assert "not scored" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "\xff"])
+def test_a_damaged_map_is_named_with_its_remedy(text: str, tmp_path: Path) -> None:
+    from calibit.auditing.recalibrating import load_map
+
+    (tmp_path / "calibration.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"calibration\.json, got a damaged file .*fit it again"):
+        load_map(str(tmp_path), rule="sum")
+
+
+def test_the_gate_refuses_half_an_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "audit.json").write_text('{"schema": "calibit.audit/1", "protocol": {}}')
+    assert main(["gate", str(tmp_path)]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "expected a whole audit" in said and "without baseline, candidates, model;" in said
+
+
+def test_a_workload_is_explained_with_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "empty.jsonl"
+    file.write_text("")
+    with pytest.raises(ValueError, match=r'write rows such as \{"prompt"'):
+        read_prompts(file)
+    with pytest.raises(ValueError, match="is a folder"):
+        read_prompts(tmp_path)
+
+
+def test_two_files_that_make_one_task_are_named(tmp_path: Path) -> None:
+    from calibit.auditing.inputs import _apart
+    from calibit.tasks import read
+
+    row = json.dumps({"context": "2 + 2 =", "choices": ["3", "4"], "label": 1})
+    specs = [str(tmp_path / name) for name in ("a.jsonl", "sub/a.jsonl", "b.jsonl")]
+    (tmp_path / "sub").mkdir()
+    for spec in specs:
+        Path(spec).write_text(row + "\n")
+    tasks = [read(spec) for spec in specs]
+    _apart([specs[0], specs[2]], [tasks[0], tasks[2]])
+    with pytest.raises(ValueError, match="make task 'a'; rename one") as caught:
+        _apart(specs, tasks)
+    assert specs[0] in str(caught.value) and specs[1] in str(caught.value)

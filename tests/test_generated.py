@@ -172,7 +172,8 @@ def test_too_few_right_answers_are_not_judged() -> None:
     assert any("only 29 of 529 prompts of t right" in warning for warning in found.warnings)
     verdict = found.verdict(Policy.from_dict({"margins": {"gen_acc": 0.03}}))
     assert verdict.verdict == "inconclusive"
-    assert "Not judged: accuracy of free-text answers" in verdict.reasons[0]
+    said = "Not judged: accuracy of free-text answers (original right on 29 of 529, needs 30)."
+    assert verdict.reasons[0] == said
     assert paired(30, 0, 0, 500).generated[0].judged
 
 
@@ -186,7 +187,7 @@ def test_default_policy_does_not_miss_what_was_not_asked() -> None:
 
 def test_prompts_that_do_not_pair_are_refused() -> None:
     whole = run_of([True] * 4)
-    with pytest.raises(ValueError, match=r"same prompts answered in free text .* got 1 items"):
+    with pytest.raises(ValueError, match=r"same prompts answered in free text .* got 1 in one run"):
         calibit.compare(whole, run_of([True] * 3), resamples=200)
     part = calibit.compare(whole, run_of([True] * 3), resamples=200, allow_partial=True)
     assert part.generated[0].n == 3

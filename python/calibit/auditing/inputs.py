@@ -12,6 +12,7 @@ from calibit.auditing.job import Job
 if TYPE_CHECKING:
     from calibit.evaluation import Text
     from calibit.tasks import Item, ParallelText, Prompt
+    from calibit.tasks.loading import Loaded
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,18 @@ class Inputs:
             yield from self.text.documents
 
 
+def _apart(specs: Sequence[str], tasks: Sequence[Loaded]) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for spec, loaded in zip(specs, tasks, strict=True):
+        for item in loaded.items:
+            other = seen.setdefault((item.task, item.id), spec)
+            if other != spec:
+                raise ValueError(
+                    f"[tasks] expected items of their own in {other} and {spec}, got {item.id!r} "
+                    f"in both: the two make task {item.task!r}; rename one file or its task"
+                )
+
+
 def read_inputs(job: Job) -> Inputs:
     """Items, prompts and texts: what is wrong with them shows before anything runs.
 
@@ -76,6 +89,7 @@ def read_inputs(job: Job) -> Inputs:
         task.items if job.limit is None else limit(task.items, job.limit, seed=job.seed)
         for task in tasks
     ]
+    _apart(job.tasks, tasks)
     items = collect_items([item for sample in samples for item in sample], limit=None, seed=0)
     text = _text(job)
     workload = read_prompts(job.workload, max_new_tokens=job.max_new_tokens) if job.workload else []

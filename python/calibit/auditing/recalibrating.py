@@ -136,7 +136,7 @@ def load_map(model: str, *, rule: str, weights: str | None = None) -> Recalibrat
 
     Raises:
         FileNotFoundError: no map there.
-        ValueError: a map of other weights or another rule.
+        ValueError: a file that is no map, a map of other weights or another rule.
     """
     import json
 
@@ -147,7 +147,13 @@ def load_map(model: str, *, rule: str, weights: str | None = None) -> Recalibrat
             "recalibrate RUN --checkpoint DIR"
         )
     if weights is None:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"[eval] expected a map in {path}, got a damaged file ({error}); fit it again: "
+                "calibit recalibrate RUN --checkpoint DIR --overwrite"
+            ) from error
         weights = str(content.get("model_hash")) if isinstance(content, dict) else ""
     return Recalibration.load(path, model_hash=weights, rule=rule)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SCHEMA = "calibit.audit/1"
 AUDIT_FILE, REPORT_FILE = "audit.json", "report.html"
 
+_PARTS = ("baseline", "candidates", "model", "protocol")
+
 SEVERITY = ("ship", "inconclusive", "hold")
 """Verdicts from best to worst."""
 
@@ -38,7 +40,7 @@ class Audit:
 
         Raises:
             FileNotFoundError: there is no finished audit.
-            ValueError: the file is not an audit, or of another version.
+            ValueError: the file is not a whole audit, or of another version.
         """
         folder = Path(path)
         folder = folder.parent if folder.name == AUDIT_FILE else folder
@@ -55,6 +57,12 @@ class Audit:
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"[audit] expected schema {SCHEMA!r} in {file}, got {found!r}")
+        absent = [name for name in _PARTS if name not in data]
+        if absent:
+            raise ValueError(
+                f"[audit] expected a whole audit in {file}, got one without {', '.join(absent)}; "
+                "run the audit again"
+            )
         return cls(folder, data)
 
     @property

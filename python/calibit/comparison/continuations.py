@@ -187,7 +187,10 @@ def _forced(run: RunLike) -> Any:
 
 
 def _alone(source: str) -> str:
-    return f"the {_words(source)} is in one run only and was not compared"
+    return (
+        f"the {_words(source)} is in one run only and was not compared: evaluate both with "
+        "--reference"
+    )
 
 
 def _words(source: str) -> str:

@@ -62,6 +62,11 @@ class GeneratedTask:
     judged: bool
     note: str | None
 
+    @property
+    def shortfall(self) -> str:
+        """How many right answers of the original there are, and how many a judgement needs."""
+        return f"original right on {self.rr + self.rw} of {self.n}, needs {FEWEST_RIGHT}"
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""
         return plain({**vars(self), "mcnemar": asdict(self.mcnemar)})
@@ -99,8 +104,13 @@ def compare_generated(
     first, second = (_lines(run) for run in (a, b))
     keys = [key for key in first if key in second]
     alone = [key for key in (*first, *second) if key not in first or key not in second]
-    if not allow_partial:
-        refuse("prompts answered in free text", alone)
+    if alone and not allow_partial:
+        raise ValueError(
+            "[compare] expected the same prompts answered in free text in both runs, got "
+            f"{len(alone)} in one run only, first {'/'.join(alone[0])}; evaluate both on the same "
+            "prompts (both with --reference, which brings those of another run), or compare the "
+            "common ones: --allow_partial"
+        )
     for name, words in (("context_hash", "prompt"), ("choices_hash", "right answer")):
         refuse(words, [key for key in keys if first[key][name] != second[key][name]])
     if not keys:
@@ -159,7 +169,7 @@ def _task(name: str, pairs: Sequence[tuple[Line, Line]], draw: Resampling) -> Ge
 
 def _too_few(name: str, right: int, n: int) -> str:
     return (
-        f"the reference answers only {right} of {n} prompts of {name} right, fewer than "
+        f"the original answers only {right} of {n} prompts of {name} right, fewer than "
         f"{FEWEST_RIGHT}: there is too little to lose, and no loss was judged"
     )
 

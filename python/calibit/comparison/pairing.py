@@ -98,7 +98,7 @@ def pair(a: RunLike, b: RunLike, *, rule: str, allow_partial: bool) -> Paired:
     second, how = join(first, second)
     warnings += [how] if how else []
     sides = first.scores, second.scores
-    keys = _common_keys(sides[0].keys, sides[1].keys, allow_partial)
+    keys = _common_keys(first, second, allow_partial)
     common = _same_prompts(first, second, keys, allow_partial)
     different = len(keys) - len(common)
     if keys and not common:
@@ -228,7 +228,8 @@ def _map_of(meta: Mapping[str, Any], side: str) -> str | None:
     return f"{side}: its scores went through the {found['method']} map of its calibration.json"
 
 
-def _common_keys(a: Sequence[Key], b: Sequence[Key], allow_partial: bool) -> list[Key]:
+def _common_keys(first: Side, second: Side, allow_partial: bool) -> list[Key]:
+    a, b = first.scores.keys, second.scores.keys
     in_a, in_b = set(a), set(b)
     only_a, only_b = [key for key in a if key not in in_b], [key for key in b if key not in in_a]
     common = [key for key in a if key in in_b]
@@ -236,11 +237,21 @@ def _common_keys(a: Sequence[Key], b: Sequence[Key], allow_partial: bool) -> lis
         raise ValueError(
             "[compare] expected the same items in both runs, got "
             f"{len(only_a)} only in a{_names(only_a)} and {len(only_b)} only in b{_names(only_b)}; "
-            "evaluate both on the same items, or allow a partial comparison"
+            f"{_unscored(only_b, first, 'a')}{_unscored(only_a, second, 'b')}evaluate both on the "
+            "same items, or compare the common ones: --allow_partial"
         )
     if (a or b) and not common:
         raise ValueError("[compare] expected common items, got two runs without any")
     return common
+
+
+def _unscored(keys: Sequence[Key], side: Side, name: str) -> str:
+    """Which of the missing items a run holds without a score, and why."""
+    for key in keys:
+        reason = side.lines.get(key, {}).get("reason")
+        if reason:
+            return f"{'/'.join(key)} was not scored in {name}: {reason}; "
+    return ""
 
 
 def _select(scores: Scores, keys: Sequence[Key]) -> Scores:

@@ -269,7 +269,7 @@ def _asked(encoder: Encoder, one: Prompt, forced: bool, max_length: int, chat: b
     if room < 1:
         raise ValueError(
             f"[evaluate] expected max_new_tokens below {max_length}, the positions of the model, "
-            f"got {one.max_new_tokens}"
+            f"for prompt {one.id!r} of {one.task!r}, got {one.max_new_tokens}"
         )
     kept = tuple(ids[-room:] or [encoder.prefix_token])
     return Asked(one, text, kept, forced, cut=len(ids) > room)

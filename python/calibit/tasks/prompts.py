@@ -16,6 +16,7 @@ NEW_TOKENS = 64
 """Longest continuation by default, in tokens."""
 
 _LIMIT, _STOP = "max_new_tokens", "stop"
+_EXAMPLE = '{"prompt": "2 + 2 ="}'
 _USED = ("id", "task", "prompt", "messages", "answer")
 
 
@@ -79,7 +80,7 @@ def read_prompts(path: str | Path, *, max_new_tokens: int = NEW_TOKENS) -> list[
     file = Path(path)
     found: list[Prompt] = []
     seen: dict[str, str] = {}
-    for number, row in enumerate(read_rows(file)):
+    for number, row in enumerate(read_rows(file, example=_EXAMPLE)):
         one = _prompt(row, file.stem, number, max_new_tokens)
         if one.id in seen:
             raise row.wrong("an id of its own", one.id, f"the same id stands in {seen[one.id]}")

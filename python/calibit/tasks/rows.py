@@ -86,11 +86,15 @@ class Row:
         return cast(int, number) - first
 
 
-def read_rows(path: Path) -> list[Row]:
+_CHOICE = '{"context": "2 + 2 =", "choices": ["3", "4"], "label": 1}'
+
+
+def read_rows(path: Path, *, example: str = _CHOICE) -> list[Row]:
     """Read a JSON Lines file: UTF-8 with or without byte order mark, LF or CRLF line ends.
 
     Args:
         path: the file; empty lines are skipped.
+        example: a row for the message on an empty file.
 
     Returns:
         One row per JSON object, in file order.
@@ -99,6 +103,8 @@ def read_rows(path: Path) -> list[Row]:
         ValueError: no such file, not UTF-8, a line that is no JSON object, or no row at all;
             the message names file and line.
     """
+    if path.is_dir():
+        raise ValueError(f"[tasks] expected a JSON Lines file, got {str(path)!r}: is a folder")
     if not path.is_file():
         raise ValueError(f"[tasks] expected a JSON Lines file, got {str(path)!r}: no such file")
     rows = []
@@ -109,7 +115,7 @@ def read_rows(path: Path) -> list[Row]:
     if not rows:
         raise ValueError(
             f"[tasks] {path}: expected one JSON object per line, got an empty file; write rows "
-            'such as {"context": "2 + 2 =", "choices": ["3", "4"], "label": 1}'
+            f"such as {example}"
         )
     return rows
 

@@ -153,7 +153,10 @@ def _missing(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> l
     unsearched = [name for name in absent if name.startswith(WORST)]
     found = []
     if overall:
-        found.append(missing_sentence(overall, labelled=bool(comparison.protocol["n_labelled"])))
+        few = [one.shortfall for one in comparison.generated if not one.judged]
+        known = {"gen_acc": "; ".join(few)} if few else None
+        labelled = bool(comparison.protocol["n_labelled"])
+        found.append(missing_sentence(overall, labelled=labelled, known=known))
     if unsearched:
         found.append(unsearched_sentence(unsearched))
     unjudged = [gate for gate in gates if gate.state == UNJUDGED]

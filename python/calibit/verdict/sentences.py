@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from calibit.measures.slices import N_MIN
 from calibit.verdict.gates import FAIL, PASS, UNJUDGED, Gate
@@ -86,12 +86,17 @@ def _remedy(metrics: Sequence[str]) -> str:
     return f"Measure more items in each slice, or take {', '.join(metrics)} out of the policy."
 
 
-def missing_sentence(metrics: Sequence[str], *, labelled: bool) -> str:
-    """Which metrics of the policy could not be judged, and why."""
+def missing_sentence(
+    metrics: Sequence[str], *, labelled: bool, known: Mapping[str, str] | None = None
+) -> str:
+    """Which metrics of the policy could not be judged, and why; `known`: metric -> its reason where
+    the runs hold what it takes, but not enough of it."""
     by_reason: dict[str, list[str]] = {}
     for metric in metrics:
         why = "the runs do not hold what it takes"
-        if metric in LABELLED and not labelled:
+        if known and metric in known:
+            why = known[metric]
+        elif metric in LABELLED and not labelled:
             why = "no item is labelled"
         elif metric in NEEDS:
             why = f"needs {NEEDS[metric]}"
