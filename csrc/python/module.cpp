@@ -263,6 +263,7 @@ py::array resampled_bin_sums_np(const Ints& unit, const Doubles& first, const Do
   require(!end || (end->ndim() == 2 && end->shape(0) == unit.shape(0)), op,
           "expected end of shape [M, bins]");
   std::vector<BinnedItems> models;
+  models.reserve(static_cast<std::size_t>(unit.shape(0)));
   for (std::size_t m = 0; m < static_cast<std::size_t>(unit.shape(0)); ++m)
     models.push_back({row_of(unit, m), row_of(first, m), row_of(second, m),
                       end ? row_of(*end, m) : std::span<const std::int32_t>(),
