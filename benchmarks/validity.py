@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="write the tables into this document")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    started = time.perf_counter()
+    started, facts = time.perf_counter(), workbench.machine()  # the commit that runs
     bench = Bench(options.experiments, options.resamples)
     tables = [
         bench.coverage([population(setting) for setting in SETTINGS]),
@@ -133,7 +133,7 @@ def main() -> None:
     text = "\n\n".join(tables)
     print(text, f"\n{seconds:.0f} s")
     if options.write:
-        options.write.write_text(document(text, options, seconds), encoding="utf-8")
+        options.write.write_text(document(text, options, facts, seconds), encoding="utf-8")
     if bench.missed:
         workbench.fail("outside its target: " + "; ".join(bench.missed))
 
@@ -425,9 +425,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def document(tables: str, options: argparse.Namespace, seconds: float) -> str:
+def document(
+    tables: str, options: argparse.Namespace, facts: Mapping[str, str], seconds: float
+) -> str:
     """The document: what was simulated, how, and the tables."""
-    facts = workbench.machine()
     settings = _table(
         ("setting", "stands for", "scores of the candidate"),
         [(s.name, s.about, _made(s)) for s in SETTINGS],
@@ -464,7 +465,8 @@ changes are known, draws {experiments} experiments from each, and counts.
 Items have four choices. The right answer is drawn from the belief behind the reference's scores; in
 "sharper" the reference is calibrated, elsewhere it is too sure by a factor of 1.3. In "passages"
 the five questions of a passage share most of their difficulty and noise, and whole passages are
-resampled: 200 items are 40 passages, and BCa is joined with Student's t over passages.
+resampled: 200 items are 40 passages, BCa is joined with Student's t over passages, and Tango's
+counts are divided by the design effect at the level of Student's t.
 
 Targets: means (confidence in the right answer, NLL, Brier score, KL) 93 to 97 %, accuracy (Tango)
 at least 94 %. The change of the ECE has no target: it is a biased statistic, its interval misses

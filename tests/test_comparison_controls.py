@@ -185,6 +185,8 @@ def test_clusters_widen_every_interval():
     one, two = map(width, change)
     assert two > 1.5 * one
     assert any("form 50 clusters" in note for note in whole.warnings)
+    assert not whole.protocol["few_clusters"] and not items.protocol["few_clusters"]
+    assert not any("clusters are few" in note for note in whole.warnings)
 
 
 def test_an_item_line_may_name_the_cluster():
@@ -193,7 +195,9 @@ def test_an_item_line_may_name_the_cluster():
         with_lines(run)
         for line, names in zip(run._lines, slices, strict=True):
             line["cluster"] = names["passage"]
-    assert compare(a, b, **QUICK).protocol["clusters"] == 10
+    found = compare(a, b, **QUICK)
+    assert found.protocol["clusters"] == 10 and found.protocol["few_clusters"]
+    assert any("10 clusters are few" in note for note in found.warnings)
 
 
 def test_items_without_the_key_are_clusters_of_their_own():

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from calibit import numbers
 from calibit.measures.scores import Scores
 from calibit.reporting import (
     figures,
     html,
-    numbers,
     panels,
     svg,
     tables,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from calibit import measures as m
 from calibit.comparison import ExtraRuns, compare
-from calibit.comparison.evidence import mean_evidence
+from calibit.comparison.evidence import accuracy_evidence, mean_evidence
 from calibit.measures.intervals import tango_bounds, two_sided_z
 from calibit.measures.power import n_needed
 from calibit.measures.resampling import resampled_sums
@@ -213,6 +214,31 @@ def test_a_mean_over_few_items_never_passes(n, state):
         assert gate.n_needed == 30
         said = f"at least 30 items are needed to pass, {n} were used."
         assert gate_sentence(gate).endswith(said)
+
+
+@pytest.mark.parametrize(("clusters", "state"), [(29, OPEN), (30, PASS), (None, PASS)])
+def test_few_clusters_never_pass(clusters, state):
+    """600 items without damage, but of 29 passages: their spread is not known well enough."""
+    labels = None if clusters is None else np.arange(600) * clusters // 600
+    draw = m.Resampling(resamples=300, clusters=labels)
+    changed = np.arange(600) % 3 == 0
+    values = np.where(changed, 1e-3, -1e-3)
+    drawn = resampled_sums(values[:, None], draw)[:, 0] / 600
+    search = worst_slice(
+        values, slices_by_key([{"part": str(k % 2)} for k in range(600)]), resampling=draw
+    )
+    right = (np.arange(600) % 2).astype(float)
+    found = [
+        gate_of(mean_evidence("conf_true", values, drawn, draw), 0.02, level=0.95, gates=3),
+        gate_of(accuracy_evidence(right, right, draw), 0.2, level=0.95, gates=3),
+        slice_gate_of(search, 0.02, level=0.95, gates=3),
+    ]
+    assert [(gate.state, gate.clusters) for gate in found] == [(state, clusters)] * 3
+    for gate in found if state == OPEN else ():
+        assert gate.upper < gate.margin
+        wanted = "at least 30 clusters are needed to pass, 29 were used"
+        assert wanted in gate_sentence(replace(gate, metric=gate.metric.replace("damage", "nll")))
+        assert gate.slice or gate.n_needed == math.ceil(600 * 30 / 29)
 
 
 def test_no_flips_on_few_items_are_no_proof():

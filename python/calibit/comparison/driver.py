@@ -28,7 +28,7 @@ from calibit.comparison.texts import compare_texts, text_windows
 from calibit.measures import fidelity
 from calibit.measures.binning import DEFAULT_BINS, ReliabilityBin, reliability
 from calibit.measures.estimate import Estimate, undefined
-from calibit.measures.intervals import share_interval
+from calibit.measures.intervals import FEW_CLUSTERS, share_interval
 from calibit.measures.paired import McNemar, mcnemar
 from calibit.measures.resampling import Resampling
 from calibit.measures.scores import Scores
@@ -203,10 +203,16 @@ def _points(a: Scores, b: Scores) -> dict[str, np.ndarray]:
 
 def _notes(paired: Paired, draw: Resampling) -> list[str]:
     notes = []
-    if draw.clusters is not None:
+    clusters = draw.cluster_count
+    if clusters is not None:
         notes.append(
-            f"the {paired.a.n} items form {int(draw.clusters.max()) + 1} clusters, which were "
-            "resampled whole; McNemar's test takes items as independent"
+            f"the {paired.a.n} items form {clusters} clusters, which were resampled whole; "
+            "McNemar's test takes items as independent"
+        )
+    if clusters is not None and clusters < FEW_CLUSTERS:
+        notes.append(
+            f"{clusters} clusters are few: intervals over fewer than {FEW_CLUSTERS} may miss the "
+            "truth more often than they say, and no verdict of ship rests on them"
         )
     if not paired.a.n:
         notes.append("the runs hold no multiple-choice items")
@@ -258,6 +264,7 @@ def _protocol(paired: Paired, draw: Resampling, bins: int) -> dict[str, Any]:
         "n": paired.a.n,
         "n_labelled": int(paired.a.labelled.sum()),
         "tasks": [{"name": name, "n": n} for name, n in Counter(paired.a.tasks).items()],
-        "clusters": None if draw.clusters is None else int(draw.clusters.max()) + 1,
+        "clusters": draw.cluster_count,
+        "few_clusters": draw.cluster_count is not None and draw.cluster_count < FEW_CLUSTERS,
         "unpaired": {"a": paired.unpaired[0], "b": paired.unpaired[1]},
     }

@@ -55,6 +55,7 @@ class Evidence:
         at: level -> (lower, upper).
         unit: unit of the damage.
         units: what n counts.
+        clusters: number of clusters that the n items form; None where items are independent.
     """
 
     metric: str
@@ -65,6 +66,7 @@ class Evidence:
     at: Callable[[float], Bounds] = field(repr=False)
     unit: str = ""
     units: str = "items"
+    clusters: int | None = None
 
 
 def accuracy_evidence(before: np.ndarray, after: np.ndarray, resampling: Resampling) -> Evidence:
@@ -94,7 +96,8 @@ def share_evidence(
 
     effect = design_effect(after - before, resampling.clusters)
     sd = float(np.sqrt(effect * np.mean(before != after)))
-    return Evidence(metric, float(np.mean(before - after)), len(before), sd, TANGO, at)
+    damage, clusters = float(np.mean(before - after)), resampling.cluster_count
+    return Evidence(metric, damage, len(before), sd, TANGO, at, clusters=clusters)
 
 
 def mean_evidence(
@@ -115,8 +118,9 @@ def mean_evidence(
     spread = float(np.std(damage, ddof=1)) if len(damage) > 1 else 0.0
     sd = spread * float(np.sqrt(design_effect(damage, resampling.clusters)))
     unit = UNITS.get(metric, "")
-    method = bca(damage, draws, resampling).method
-    return Evidence(metric, float(damage.mean()), len(damage), sd, method, at, unit)
+    method, value = bca(damage, draws, resampling).method, float(damage.mean())
+    clusters = resampling.cluster_count
+    return Evidence(metric, value, len(damage), sd, method, at, unit, clusters=clusters)
 
 
 def label_evidence(a: Panel, b: Panel) -> dict[str, Evidence]:

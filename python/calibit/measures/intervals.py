@@ -16,6 +16,10 @@ _NORMAL = NormalDist()
 FEW_ITEMS = 100
 """Below this many independent items BCa is joined with Student's t over items."""
 
+FEW_CLUSTERS = 30
+"""Below this many clusters the error of a mean over them is itself uncertain: no verdict passes on
+them, and a report says so (Cameron and Miller 2015, section VI, name 20 to 50)."""
+
 
 def two_sided_z(level: float) -> float:
     """Normal quantile of a two-sided level: 1.96 for 0.95."""
@@ -103,7 +107,8 @@ def tango_bounds(
 def share_interval(hits: np.ndarray, resampling: Resampling) -> Interval:
     """Clopper and Pearson's interval of the share of hits.
 
-    With clusters, hits and items are divided by the design effect (Korn and Graubard 1998).
+    With clusters, hits and items are divided by the design effect, at the level of Student's t
+    (Korn and Graubard 1998).
 
     Args:
         hits: float64 [N], 0 or 1.
@@ -112,7 +117,7 @@ def share_interval(hits: np.ndarray, resampling: Resampling) -> Interval:
     from scipy.special import betaincinv
 
     level, n = resampling.level, len(hits)
-    effect = design_effect(hits, resampling.clusters_of(n))
+    effect = _widening(hits, resampling)
     if n == 0 or effect == 1.0:
         return clopper_pearson(int(hits.sum()), n, level=level)
     k, size, alpha = float(hits.sum()) / effect, n / effect, 1.0 - level
@@ -148,7 +153,7 @@ def paired_share_interval(
 ) -> Interval:
     """Tango's interval of the share after minus the share before.
 
-    With clusters, all counts are divided by the design effect.
+    With clusters, all counts are divided by the design effect, at the level of Student's t.
 
     Args:
         before, after: float64 [N], 0 or 1.
@@ -167,11 +172,14 @@ def paired_counts(
 ) -> tuple[float, float, float]:
     """Items with a hit before only, after only, and all items, divided by the design effect.
 
+    The effect is widened to Student's t at the level, as the clusters that it is estimated from
+    may be few.
+
     Args:
         before, after: float64 [N], 0 or 1.
-        resampling: the clusters.
+        resampling: level and clusters.
     """
-    effect = design_effect(after - before, resampling.clusters_of(len(before)))
+    effect = _widening(after - before, resampling)
     counts = (np.sum(before > after), np.sum(before < after), len(before))
     rw, wr, n = (float(count) / effect for count in counts)
     return rw, wr, n
@@ -382,6 +390,18 @@ def _student_t(clusters: np.ndarray, level: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(int(clusters.max()), 0.5 + level / 2.0))
+
+
+def _widening(values: np.ndarray, draw: Resampling) -> float:
+    """Design effect times (t of C - 1 degrees / t of N - 1 degrees) squared; 1 without clusters."""
+    from scipy.special import stdtrit
+
+    n, clusters = len(values), draw.clusters_of(len(values))
+    if clusters is None or n < 2:
+        return 1.0
+    degrees = np.array([max(1, int(clusters.max())), n - 1])
+    few, many = stdtrit(degrees, 0.5 + draw.level / 2.0)
+    return design_effect(values, clusters) * float(few / many) ** 2
 
 
 def _expanded_z(clusters: np.ndarray, draw: Resampling) -> float:

@@ -66,6 +66,11 @@ class Resampling:
             )
         return self.clusters
 
+    @property
+    def cluster_count(self) -> int | None:
+        """Number of clusters; None where items are drawn."""
+        return None if self.clusters is None else len(np.unique(self.clusters))
+
     def take(self, items: np.ndarray) -> Resampling:
         """The same for a part of the items (int64 indices or a boolean mask); clusters without
         items are dropped."""

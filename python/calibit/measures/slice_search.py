@@ -57,12 +57,14 @@ class SliceSearch:
         worst: the slice with the largest lower bound ("worst credible"); None without slices.
         level: simultaneous level of each one-sided bound.
         reason: why nothing was searched.
+        clusters: number of clusters that all items form; None where items are independent.
     """
 
     metric: str
     slices: tuple[SliceDamage, ...]
     level: float
     reason: str | None = None
+    clusters: int | None = None
     _bounds: BoundsMaker | None = field(default=None, repr=False)
 
     def only(self, keys: Sequence[str]) -> SliceSearch:
@@ -213,7 +215,8 @@ def worst_slice(
     p_contrast = _permutation_p(d, member, draw)
     rows = zip(slices.names, size, mean, se, lower, upper, p_damage, p_contrast, strict=True)
     table = tuple(SliceDamage(str(name), int(n), *map(float, rest)) for name, n, *rest in rows)
-    return SliceSearch(metric, table, draw.level, _bounds=maker)
+    clusters = draw.cluster_count
+    return SliceSearch(metric, table, draw.level, clusters=clusters, _bounds=maker)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calibit.reporting import numbers, view, wording
+from calibit import numbers
+from calibit.reporting import view, wording
 from calibit.reporting.view import Audit, Candidate
 
 _FACTS = (

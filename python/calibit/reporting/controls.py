@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calibit.reporting import figures, numbers
+from calibit import numbers
+from calibit.reporting import figures
 from calibit.reporting.panels import trusted
 from calibit.reporting.view import Candidate
 

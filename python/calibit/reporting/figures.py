@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from calibit.reporting import numbers, svg
+from calibit import numbers
+from calibit.reporting import svg
 from calibit.reporting.svg import Scale
 
 Bin = Mapping[str, Any]

@@ -8,7 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibit.reporting import cards, controls, numbers, panels, tables, view, wording, written
+from calibit import numbers
+from calibit.reporting import cards, controls, panels, tables, view, wording, written
 from calibit.reporting.view import Audit, Points
 
 if TYPE_CHECKING:

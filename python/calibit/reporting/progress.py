@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from calibit.reporting import numbers
+from calibit import numbers
 
 PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""

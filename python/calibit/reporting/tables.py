@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calibit.reporting import figures, numbers, view, wording
+from calibit import numbers
+from calibit.reporting import figures, view, wording
 from calibit.reporting.panels import trusted
 from calibit.reporting.view import Audit, Candidate
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.jupyter import JupyterMixin
 from rich.text import Text
 
-from calibit.reporting import numbers, view, wording, written
+from calibit import numbers
+from calibit.reporting import view, wording, written
 from calibit.reporting.view import Audit, Cell, Row
 
 if TYPE_CHECKING:

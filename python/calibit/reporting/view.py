@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibit.reporting import numbers, wording
-from calibit.reporting.numbers import Style
+from calibit import numbers
+from calibit.numbers import Style
+from calibit.reporting import wording
 
 Audit = Mapping[str, Any]
 Candidate = Mapping[str, Any]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibit.reporting import numbers
+from calibit import numbers
+from calibit.measures.intervals import FEW_CLUSTERS
 
 Gate = Mapping[str, Any]
 
@@ -95,6 +96,9 @@ def gate_need(gate: Gate) -> str:
         return f"at {level}, which hold takes, it begins at {begins}"
     if gate["n_needed"] is None:
         return "more items would hardly help"
+    clusters = gate.get("clusters")
+    if clusters is not None and clusters < FEW_CLUSTERS:
+        return f"needs {numbers.plural(FEW_CLUSTERS, 'cluster')}, has {numbers.count(clusters)}"
     place = " in it" if gate.get("slice") else ""
     units = str(gate["units"])
     wanted = numbers.plural(gate["n_needed"], units.removesuffix("s"))

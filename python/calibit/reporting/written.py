@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calibit.reporting import figures, numbers, view
-from calibit.reporting.numbers import Style
+from calibit import numbers
+from calibit.numbers import Style
+from calibit.reporting import figures, view
 from calibit.reporting.panels import trusted
 from calibit.reporting.view import Audit, Candidate, Cell, Row
 

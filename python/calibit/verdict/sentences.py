@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from calibit.measures.intervals import FEW_CLUSTERS
 from calibit.measures.slices import N_MIN
 from calibit.verdict.gates import FAIL, PASS, UNJUDGED, Gate
 from calibit.verdict.policy import LABELLED, NEEDS, WORST
@@ -117,6 +118,11 @@ def _wanted(gate: Gate) -> str:
     if gate.n_needed is None:
         return "the damage seen is not below the margin, so more items are unlikely to clear it"
     place, were = " in this slice" if gate.slice else "", "was" if gate.n == 1 else "were"
+    if gate.few_clusters:
+        return (
+            f"at least {FEW_CLUSTERS} clusters are needed to pass, {gate.clusters} "
+            f"{'was' if gate.clusters == 1 else 'were'} used"
+        )
     if not gate.slice and gate.n < gate.n_least == gate.n_needed:
         least = _count(gate.n_least, gate.units)
         return f"at least {least} are needed to pass, {gate.n:,} {were} used"
