@@ -62,7 +62,9 @@ def test_jsonl_that_is_refused(tmp_path: Path, content: str | bytes, message: st
 
 
 def test_a_name_that_is_nothing() -> None:
-    with pytest.raises(FileNotFoundError, match=r"'pydoc', 'c4', 'hub:NAME' or a text file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'pydoc', 'c4', 'self', 'hub:NAME' or a text file"
+    ):
         documents.read("nowhere.txt")
 
 

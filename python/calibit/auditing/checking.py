@@ -74,7 +74,7 @@ def check_texts(
     """
     from calibit.evaluation.encoding import Encoder, context_length
     from calibit.evaluation.text import make_windows
-    from calibit.quantization import calibration_text
+    from calibit.quantization import calibration_text, self_written
 
     options = {"trust_remote_code": job.trust_remote_code}
     config = loading.read_config(job.model, **options)
@@ -83,6 +83,9 @@ def check_texts(
     if text is not None:
         make_windows(encoder, text, max_length=context_length(config, tokenizer))
     if not any(entry.uses_gptq for entry in entries):
+        return []
+    if self_written.is_source(job.calibration):  # not there yet
+        self_written.temperature_of(job.calibration)
         return []
     calibration = calibration_text.for_model(
         job.calibration,

@@ -86,6 +86,8 @@ def of_entry(
     items: Sequence[Any],
     evaluate: Evaluate,
     found: ControlRuns,
+    *,
+    calibration: Any,
 ) -> None:
     """Run the controls that one model takes part in, while it is in memory.
 
@@ -96,6 +98,7 @@ def of_entry(
         items: the audit's multiple-choice items; without any there is nothing to do.
         evaluate: makes a run.
         found: where the runs are kept.
+        calibration: text whose tokens say how large the noise of a copy must be.
     """
     if not items:
         return
@@ -106,7 +109,7 @@ def of_entry(
     if other := _second_wording(job, items, found):
         found.forms[entry.name] = evaluate(model, other, f"wording-{entry.folder}")
     if job.rigor == FULL and entry.scheme is not None:
-        found.copies[entry.name] = _noise_copies(job, entry, model, items, evaluate)
+        found.copies[entry.name] = _noise_copies(job, entry, model, items, evaluate, calibration)
 
 
 def eight_bit(
@@ -184,7 +187,12 @@ def _baseline_again(
 
 
 def _noise_copies(
-    job: Job, entry: Entry, model: Model, items: Sequence[Any], evaluate: Evaluate
+    job: Job,
+    entry: Entry,
+    model: Model,
+    items: Sequence[Any],
+    evaluate: Evaluate,
+    calibration: Any,
 ) -> list[Run]:
     from calibit.quantization import calibration_text
     from calibit.quantization.perturbation import noise_scales
@@ -193,7 +201,7 @@ def _noise_copies(
 
     @cache
     def scales() -> Mapping[str, float]:
-        text = calibration_text.load(job.calibration, original().tokenizer)
+        text = calibration_text.load(calibration, original().tokenizer)
         return noise_scales(original().model, model().model, text.sequences)
 
     runs = []

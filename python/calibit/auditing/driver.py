@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from calibit.auditing import assembly, checking, controls, models
+from calibit.auditing import assembly, calibrating, checking, controls, models
 from calibit.auditing import job as jobs
 from calibit.auditing.inputs import Inputs, read_inputs
 from calibit.auditing.job import Job
@@ -42,6 +42,9 @@ STAGE_WEIGHTS = {
 }
 """Durations relative to evaluating the baseline, until a stage of the kind has been timed."""
 
+WRITING_WEIGHT = 1.0
+"""The same of a baseline that also writes the calibration text."""
+
 
 @dataclass
 class _State:
@@ -56,6 +59,7 @@ class _State:
         controls: further runs that the rigor asks for.
         records: how each entry's weights came about.
         errors: why an entry could not be measured.
+        calibration: text that GPTQ calibrates on, its name, or what the baseline wrote.
     """
 
     job: Job
@@ -68,6 +72,7 @@ class _State:
     controls: controls.ControlRuns = field(default_factory=controls.ControlRuns)
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    calibration: Any = None
 
 
 def audit(
@@ -118,7 +123,8 @@ def audit(
         rigor: how many controls run; `quick` is none beyond the paired intervals.
         policy: margins of the verdict, a mapping or a YAML file; by default those of
             `calibit.verdict.Policy`.
-        calibration: text that GPTQ calibrates on: `pydoc` or a file.
+        calibration: text that GPTQ calibrates on: `pydoc`, a file, or `self`: what the baseline
+            writes, kept in the folder as `calibration.jsonl`.
         calibration_tokens: how much of it; None takes the default of `quantize_model`.
         calibration_seed: draws its segments at random; None takes them at equal distances.
         speed: how long tokens per second are measured: `none`, `quick` or `full`.
@@ -198,11 +204,12 @@ _STEPS = 3  # stages of each entry: load, evaluate, controls
 
 
 def _stages(job: Job, entries: Sequence[Entry]) -> list[Stage]:
+    writes = calibrating.is_written(job, entries)
     stages = [
         Stage(f"{step} {entry.kind}", f"{entry.name}: {words}")
         for entry in entries
         for step, words in (
-            ("load", _loading(entry)),
+            ("load", _loading(entry, writes=writes)),
             ("evaluate", "scoring items and text"),
             (f"{job.rigor} controls of", "control runs"),
         )
@@ -216,13 +223,17 @@ def _stages(job: Job, entries: Sequence[Entry]) -> list[Stage]:
 def _weights(job: Job, entries: Sequence[Entry]) -> dict[str, float]:
     """Durations of all kinds of stages, relative to evaluating the baseline."""
     weights = dict(STAGE_WEIGHTS)
+    if calibrating.is_written(job, entries):
+        weights["load baseline"] = WRITING_WEIGHT
     for entry in entries:
         runs = controls.runs_of(job, entry)
         weights[f"{job.rigor} controls of {entry.kind}"] = runs
     return {**weights, "eight-bit control": controls.runs_of_eight_bit(job, entries)}
 
 
-def _loading(entry: Entry) -> str:
+def _loading(entry: Entry, *, writes: bool) -> str:
+    if entry.is_baseline and writes:
+        return "loading, writing the calibration text"
     return "quantizing" if entry.scheme is not None else "loading"
 
 
@@ -246,13 +257,21 @@ def _measure(state: _State, entry: Entry, *, first_stage: int) -> None:
     with _stage(state, first_stage, learn=done is None):
         if done is None:
             model()
+        if entry.is_baseline:
+            state.calibration = _calibration(state, model)
     with _stage(state, first_stage + 1, learn=done is None):
         if done is None:
             done = _evaluate_entry(state, entry, model, folder)
         state.runs[entry.name], state.records[entry.name] = done
     with _stage(state, first_stage + 2, learn=False):
         controls.of_entry(
-            state.job, entry, model, state.inputs.choices, partial(_control, state), state.controls
+            state.job,
+            entry,
+            model,
+            state.inputs.choices,
+            partial(_control, state),
+            state.controls,
+            calibration=state.calibration,
         )
 
 
@@ -263,8 +282,24 @@ def _stage(state: _State, index: int, *, learn: bool) -> Iterator[None]:
     state.progress.leave(learn=learn)
 
 
+def _calibration(state: _State, model: Callable[[], Loaded]) -> Any:
+    """What GPTQ calibrates on; what the baseline writes is there before any scheme needs it."""
+    job, inputs = state.job, state.inputs
+    if not calibrating.is_written(job, state.entries):
+        return job.calibration
+    text = calibrating.written(job, state.folder, model, state.progress.advance)
+    notes = calibrating.foreign(job, text, [item.context for item in inputs.choices])
+    state.inputs = replace(inputs, notes=[*inputs.notes, *notes])
+    return text
+
+
 def _load(state: _State, entry: Entry) -> Loaded:
-    loaded = models.load(entry, state.job, lambda n, total, _: state.progress.advance(n, total))
+    loaded = models.load(
+        entry,
+        state.job,
+        lambda n, total, _: state.progress.advance(n, total),
+        calibration=state.calibration,
+    )
     if entry.source is not None:
         loaded = models.settle_tokenizer(loaded, state.job, state.inputs.strings())
     return loaded

@@ -13,6 +13,8 @@ from typing import Any
 
 SCHEMA = "calibit.job/1"
 JOB_FILE, LOCK_FILE, RUNS = "job.json", "lock", "runs"
+CALIBRATION_FILE = "calibration.jsonl"
+"""What the baseline wrote to calibrate on."""
 
 SCHEMES = ("nf4", "gptq-int4-g128")
 TASKS = ("probe",)
@@ -210,7 +212,7 @@ def _recorded(folder: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (folder / RUNS).exists():
+        if not (folder / RUNS).exists() and not (folder / CALIBRATION_FILE).exists():
             record.unlink()
 
 
@@ -218,6 +220,8 @@ def _begun(folder: Path) -> bool:
     """Whether the folder holds anything that took work to measure."""
     from calibit.evaluation.folder import holds_work
 
+    if (folder / CALIBRATION_FILE).is_file():
+        return True
     return any(holds_work(run) for run in (folder / RUNS).glob("*"))
 
 

@@ -130,13 +130,16 @@ def model_name(source: str) -> str:
     return Path(source).name or source
 
 
-def load(entry: Entry, job: Job, progress: Callable[[int, int, str], None]) -> Loaded:
+def load(
+    entry: Entry, job: Job, progress: Callable[[int, int, str], None], *, calibration: Any = None
+) -> Loaded:
     """The model of an entry: the baseline, its fresh weights quantized, or a checkpoint.
 
     Args:
         entry: which.
         job: the audit.
         progress: called with layers done, layers in all and a name while quantizing.
+        calibration: what GPTQ calibrates on; the job's text where omitted.
     """
     if entry.source is not None:
         return open_model(
@@ -155,7 +158,7 @@ def load(entry: Entry, job: Job, progress: Callable[[int, int, str], None]) -> L
     report = quantize_model(
         loaded.model,
         entry.scheme,
-        calibration=job.calibration,
+        calibration=job.calibration if calibration is None else calibration,
         calibration_tokens=job.calibration_tokens,
         calibration_seed=job.calibration_seed,
         tokenizer=loaded.tokenizer,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from calibit.commands.options import (
     option,
 )
 from calibit.commands.output import announce, command_line, finish, prepare, progress_to
+
+if TYPE_CHECKING:
+    from calibit.quantization.estimate import Estimate
 
 
 def audit(
@@ -198,16 +201,28 @@ def quantize(
 
     - `calibit quantize ./model gptq-int4-g128 --calib texts.txt -o model-gptq`
 
+    - `calibit quantize ./model gptq-nf4 --calib self --calib_seed 1 -o model-gptq-nf4`
+
     - `calibit quantize ./model gptq-int4-g128 --export gptq --for vllm -o model-gptq`
     """
     from calibit.quantization import quantize_checkpoint
+    from calibit.quantization.self_written import is_source
     from calibit.reporting.progress import JobProgress, Stage
 
     prepare(threads, model, quiet=quiet)
-    bar = JobProgress(
-        [Stage("quantize", "quantizing")], {"quantize": 1.0}, stream=progress_to(quiet)
-    )
+    stages = [
+        Stage("write", "the whole float model writes its calibration text"),
+        Stage("quantize", "quantizing"),
+    ][not is_source(calib) :]
+    bar = JobProgress(stages, {"write": 1.0, "quantize": 1.0}, stream=progress_to(quiet))
     bar.enter(0)
+
+    def begin(estimate: Estimate) -> None:
+        if len(stages) > 1:
+            bar.enter(1)
+        if not quiet:
+            announce(estimate)
+
     try:
         report = quantize_checkpoint(
             model,
@@ -220,7 +235,7 @@ def quantize(
             layout=export,
             required=given.words(engines),
             progress=lambda done, total, _: bar.advance(done, total),
-            estimated=None if quiet else announce,
+            estimated=begin,
             trust_remote_code=trust_remote_code,
         )
     finally:

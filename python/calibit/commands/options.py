@@ -177,7 +177,8 @@ Seed = Annotated[int, option("Seed of samples and intervals.", MEASURE, "--seed"
 Calibration = Annotated[
     str,
     option(
-        "GPTQ calibrates on it: pydoc, a text or .jsonl file, c4, hub:NAME[:SPLIT[:COLUMN]].",
+        "GPTQ calibrates on it: pydoc, a text or .jsonl file, c4, hub:NAME[:SPLIT[:COLUMN]], or "
+        "self[:TEMPERATURE]: what the float model writes (it is loaded whole).",
         QUANTIZE,
         "--calib",
     ),
@@ -191,7 +192,7 @@ CalibrationTokens = Annotated[
 CalibrationSeed = Annotated[
     int | None,
     option(
-        "Draws the calibration segments at random.",
+        "Draws the calibration segments at random; of self the seed of the sampling.",
         QUANTIZE,
         "--calib_seed",
         min=0,

@@ -1,4 +1,5 @@
-"""Calibration text: a file, strings, or Python's own manual, cut into equal segments of tokens.
+"""Calibration text: a file, strings, Python's own manual or what the model itself writes, cut into
+equal segments of tokens.
 
 The built-in text is one half of the manual that every CPython carries; the other half is left for
 measuring (`calibit.tasks.texts.pydoc_text`).
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from calibit.quantization import documents
+from calibit.quantization import documents, self_written
 
 SEGMENTS = 16
 LENGTH = 512
@@ -88,19 +89,25 @@ def for_model(
     *,
     tokens: int | None = None,
     seed: int | None = None,
+    model: Any | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Calibration sequences of a length that a model can take.
 
     Args:
-        source, tokenizer: as for `load`.
+        source: as for `load`, or `self[:TEMPERATURE]`: what `model` writes (`self_written`).
+        tokenizer: as for `load`.
         config: the model's configuration, or None; no sequence of text is longer than its
             `max_position_embeddings`.
         tokens: how many tokens of text, in segments of up to `LENGTH`, the last of which may go
             beyond it; None takes `SEGMENTS` segments, of C4 `C4_SEGMENTS` of `C4_LENGTH`.
-        seed: as for `load`.
+        seed: as for `load`; of `self` 0 where omitted.
+        model: the float model, for `self`, its weights in memory.
+        progress: called with tokens done and tokens in all while the model writes.
 
     Raises:
         ValueError: fewer than one token, and as `load`.
+        TypeError: `self` without the model, and as `load`.
     """
     if tokens is not None and tokens < 1:
         raise ValueError(f"[calibration] expected at least one token, got {tokens}")
@@ -109,6 +116,8 @@ def for_model(
     wanted, longest = (C4_SEGMENTS, C4_LENGTH) if of_c4 else (SEGMENTS, LENGTH)
     length = min(longest, context, tokens or longest)
     segments = wanted if tokens is None else -(-tokens // length)
+    if isinstance(source, str) and self_written.is_source(source):
+        return _written(source, tokenizer, model, segments, length, seed or 0, progress)
     return load(source, tokenizer, segments=segments, length=length, seed=seed)
 
 
@@ -157,7 +166,7 @@ def load(
         texts, name = [str(item) for item in source], f"{len(source)} texts"
     else:
         raise TypeError(
-            "[calibration] expected 'pydoc', a file, texts or token ids, got "
+            "[calibration] expected 'pydoc', 'self', a file, texts or token ids, got "
             + (
                 "an empty sequence"
                 if len(source) == 0
@@ -174,6 +183,37 @@ def load(
         joined = "\n\n".join(texts)
         return _windows(joined, name, tokenizer, segments=segments, length=length)
     return _drawn(texts, name, tokenizer, segments=segments, length=length, seed=seed or 0)
+
+
+def _written(
+    source: str,
+    tokenizer: Any | None,
+    model: Any | None,
+    segments: int,
+    length: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> Calibration:
+    """What the model writes; the last rows, cut short, are held out."""
+    temperature = self_written.temperature_of(source)
+    if model is None or tokenizer is None:
+        raise TypeError(
+            f"[calibration] expected tokenizer= and the model's weights for {source!r}, which the "
+            "model writes itself; got none"
+        )
+    rows = self_written.write(
+        model,
+        tokenizer,
+        rows=segments + HELD_OUT,
+        length=length,
+        temperature=temperature,
+        seed=seed,
+        progress=progress,
+    )
+    name = f"{self_written.SELF}, temperature {temperature:g}, seed {seed}"
+    short = min(length, HELD_OUT_LENGTH)
+    held_out = tuple(row[:short].clone() for row in rows[segments:])
+    return Calibration(tuple(rows[:segments]), name, (), held_out)
 
 
 def _windows(text: str, name: str, tokenizer: Any, *, segments: int, length: int) -> Calibration:

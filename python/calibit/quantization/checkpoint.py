@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from calibit import loading, registry
 from calibit.io import export, foreign, native, shards
 from calibit.io.layout import LayerFacts
 from calibit.io.layouts import READERS
-from calibit.quantization import calibration_text, plans, residency
+from calibit.quantization import calibration_text, kept_text, plans, residency, self_written
 from calibit.quantization.estimate import Estimate
-from calibit.quantization.model import Progress, quantize_weights, survey
+from calibit.quantization.model import Progress, quantize_weights, survey, writing
 from calibit.quantization.report import Report
 from calibit.schemes import Scheme
 from calibit.tasks import texts
@@ -40,9 +41,10 @@ def quantize_checkpoint(
     """Quantize a float model and write a checkpoint to a new folder.
 
     Where the model's files hold its tensors one to one, only one decoder block at a time is in
-    memory in floating point. A GPTQ run keeps its finished blocks in `unfinished(out)` until the
-    checkpoint is written: the same call after an interruption goes on with the next block, and the
-    result is the same.
+    memory in floating point. Calibration text that the model writes itself (`self`) needs the whole
+    model in memory first; that is freed before the quantizing begins. A GPTQ run keeps such text
+    and its finished blocks in `unfinished(out)` until the checkpoint is written: the same call
+    after an interruption goes on with the next block, and the result is the same.
 
     Args:
         model_path: a Hugging Face folder, or the name of a model on the hub.
@@ -84,17 +86,25 @@ def quantize_checkpoint(
     if not loading.lacks_tokenizer(place):
         tokenizer = loading.read_tokenizer(model_path, trust_remote_code=trust_remote_code)
     source = texts.PYDOC if calibration is None else calibration
+    work = unfinished(out) if any(one.is_solved for one in plan.schemes) else None
     if any(one.solver == "gptq" for one in plan.schemes):  # before the weights, which take longer
         if tokenizer is None and isinstance(source, str | Path):
             tokenizer = loading.read_tokenizer(model_path)  # says what is missing
         config = loading.read_config(model_path, trust_remote_code=trust_remote_code)
-        source = calibration_text.for_model(
-            source, tokenizer, config, tokens=calibration_tokens, seed=calibration_seed
-        )
-    work = unfinished(out) if any(one.is_solved for one in plan.schemes) else None
+        if isinstance(source, str) and self_written.is_source(source):
+            self_written.temperature_of(source)
+        else:
+            source = calibration_text.for_model(
+                source, tokenizer, config, tokens=calibration_tokens, seed=calibration_seed
+            )
     with residency.opened(place, trust_remote_code=trust_remote_code) as weights:
         planned = _planned(weights.model, plan, skip)
         export.check_planned(weights.model, planned, layout, required)
+        if work is not None and isinstance(source, str) and self_written.is_source(source):
+            text = {"tokens": calibration_tokens, "seed": calibration_seed}
+            make = partial(_written, source, place, tokenizer, text, progress, trust_remote_code)
+            file = kept_text.file_name(f"{source} {text}")
+            source = kept_text.kept(work / file, make, tokenizer)
         report = quantize_weights(
             weights,
             plan,
@@ -112,6 +122,26 @@ def quantize_checkpoint(
     if tokenizer is None:
         notes.append(f"{str(model_path)!r} holds no tokenizer, so none was written")
     return replace(report, notes=tuple(notes))
+
+
+def _written(
+    source: str,
+    place: str,
+    tokenizer: Any,
+    text: Mapping[str, Any],
+    progress: Progress | None,
+    trust_remote_code: bool,
+) -> calibration_text.Calibration:
+    """What the whole float model writes; its memory is free again afterwards."""
+    model = loading.read_model(place, trust_remote_code=trust_remote_code)
+    return calibration_text.for_model(
+        source,
+        tokenizer,
+        model.config,
+        **text,
+        model=model,
+        progress=writing(progress),
+    )
 
 
 def _save(model: Any, out: Path, layout: str, tokenizer: Any, required: Sequence[str]) -> list[str]:

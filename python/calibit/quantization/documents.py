@@ -5,6 +5,7 @@ FILE                        UTF-8 text, one document
 FILE.jsonl                  a document a line: its `text`, `prompt`, `content` or `messages`
 c4                          `en/c4-train.00000-of-01024` of allenai/c4, as the GPTQ paper's code
 hub:NAME[:SPLIT[:COLUMN]]   a data set of the hub (needs the package `datasets`)
+self[:TEMPERATURE]          what the model itself writes; no document, see `self_written`
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calibit.quantization.self_written import SELF
 from calibit.tasks.texts import PYDOC, pydoc_text
 
 C4 = "c4"
@@ -50,8 +52,8 @@ def read(source: str | Path) -> tuple[list[str], str]:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(
-            f"[calibration] expected '{PYDOC}', '{C4}', '{HUB}NAME' or a text file, got {text!r} "
-            "which does not exist"
+            f"[calibration] expected '{PYDOC}', '{C4}', '{SELF}', '{HUB}NAME' or a text file, got "
+            f"{text!r} which does not exist"
         )
     if path.suffix == ".jsonl":
         return list(_lines(path)), path.name

@@ -1,6 +1,7 @@
 """Blocks that a GPTQ run has finished, kept in a folder so that a run that was cut off goes on.
 
     job.json                 what is being made: hash of the float weights, schemes, calibration
+    text-<hash>.jsonl        calibration text that the model wrote (`kept_text`)
     block-<name>.safetensors canonical tensors of the block's quantized layers; its metadata holds
                              the layers' rows of the report
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from calibit import schemes, structure
 from calibit.modules import QuantizedLinear
+from calibit.quantization.kept_text import PREFIX
 from calibit.quantization.report import ModuleReport
 from calibit.weight import QuantizedWeight
 
@@ -100,7 +102,8 @@ class StoredBlocks(FinishedBlocks):
 def opened(folder: str | Path | None, job: Mapping[str, Any]) -> Iterator[FinishedBlocks]:
     """The finished blocks of a job.
 
-    A job that fails before its first block is finished leaves no folder.
+    A job that fails before its first block is finished leaves no folder; one that is interrupted
+    keeps the text that the model wrote.
 
     Args:
         folder: where they are; made if missing. None keeps nothing.
@@ -125,8 +128,9 @@ def opened(folder: str | Path | None, job: Mapping[str, Any]) -> Iterator[Finish
             )
         try:
             yield StoredBlocks(path)
-        except BaseException:
-            if not any(path.glob("block-*.safetensors")):
+        except BaseException as error:
+            cut_off = isinstance(error, KeyboardInterrupt) and any(path.glob(f"{PREFIX}*"))
+            if not cut_off and not any(path.glob("block-*.safetensors")):
                 shutil.rmtree(path, ignore_errors=True)
             raise
 

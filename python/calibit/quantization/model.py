@@ -31,7 +31,10 @@ from calibit.schemes import Scheme
 from calibit.tasks import texts
 
 Progress = Callable[[int, int, str], None]
-"""Called with layers done, layers in all, and the name of the layer just done."""
+"""Called with layers done, layers in all, and the name of the layer just done; before that, while
+the model writes its own calibration text, with tokens done, tokens in all and `WRITING`."""
+
+WRITING = "calibration text"
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,13 @@ def quantize_model(
         model: the model, its weights in memory.
         scheme: a scheme, or a plan `{pattern: scheme or "keep"}` as a mapping or a JSON file (see
             `plans`).
-        calibration: for GPTQ: `"pydoc"`, `"c4"`, a text or JSONL file, texts, token ids, a data set
-            of the hub (see `calibit.quantization.documents`) or a `Calibration`.
+        calibration: for GPTQ: `"pydoc"`, `"c4"`, `"self"` (the model writes it), a text or JSONL
+            file, texts, token ids, a data set of the hub (see `calibit.quantization.documents`) or
+            a `Calibration`.
         calibration_tokens: how many tokens of a calibration text are used; None takes 8,192 in
             segments of 512 (shorter where the model's context is).
-        calibration_seed: draws the segments at random; None takes them at equal distances.
+        calibration_seed: draws the segments at random; None takes them at equal distances. Of
+            `"self"` the seed of the sampling, 0 where omitted.
         tokenizer: the model's tokenizer, for calibration text.
         skip: pattern, or patterns, of layers to keep in floating point.
         progress: called after each layer.
@@ -133,7 +138,7 @@ def quantize_weights(
     survey_ = survey(model, plan, skip=skip)
     _rehearse(survey_.jobs)
     data = _calibration(
-        survey_.jobs, calibration, calibration_tokens, calibration_seed, tokenizer, model
+        survey_.jobs, calibration, calibration_tokens, calibration_seed, tokenizer, model, progress
     )
     if len(plan.schemes) == 1 and plan.schemes[0].is_float:
         structure.cast_(model, getattr(torch, schemes.FLOATS[plan.schemes[0].format]))
@@ -312,6 +317,7 @@ def _calibration(
     seed: int | None,
     tokenizer: Any | None,
     model: nn.Module,
+    progress: Progress | None,
 ) -> calibration_text.Calibration | None:
     """The calibration sequences when a scheme needs them."""
     solved = [str(scheme) for _, scheme in jobs if scheme.is_solved]
@@ -323,7 +329,20 @@ def _calibration(
             f"path of a text file, or {texts.PYDOC!r} for the built-in one"
         )
     config = getattr(model, "config", None)
-    return calibration_text.for_model(source, tokenizer, config, tokens=tokens, seed=seed)
+    return calibration_text.for_model(
+        source,
+        tokenizer,
+        config,
+        tokens=tokens,
+        seed=seed,
+        model=model,
+        progress=writing(progress),
+    )
+
+
+def writing(progress: Progress | None) -> Callable[[int, int], None] | None:
+    """The progress of a model that writes its calibration text."""
+    return None if progress is None else lambda done, total: progress(done, total, WRITING)
 
 
 def _untie_(model: nn.Module, jobs: Sequence[gptq.Job]) -> None:
