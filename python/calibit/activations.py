@@ -12,6 +12,9 @@ from calibit.schemes import Scheme
 
 Tensor = torch.Tensor
 
+OPTIONS = frozenset({"a8", "llm"})
+"""Options of a scheme that round the input."""
+
 LARGEST = 127
 """Largest code of an activation; symmetric, so that -128 is not used."""
 
@@ -33,9 +36,9 @@ def prepare(x: Tensor, scheme: Scheme) -> Tensor:
         (straight-through).
     """
     if "llm" in scheme.options:
-        return _straight_through(x, _outliers_apart(x))
+        return straight_through(x, _outliers_apart(x))
     if "a8" in scheme.options:
-        return _straight_through(x, rounded(x.float()))
+        return straight_through(x, rounded(x.float()))
     return x
 
 
@@ -56,6 +59,8 @@ def _outliers_apart(x: Tensor) -> Tensor:
     return torch.where(columns, values.half().float(), (values / scale).round() * scale)
 
 
-def _straight_through(x: Tensor, values: Tensor) -> Tensor:
+def straight_through(x: Tensor, values: Tensor) -> Tensor:
+    """`values` in x's dtype, with the gradient of the identity towards x where x has one (Bengio et
+    al., arXiv 1308.3432)."""
     values = values.to(x.dtype)
     return x + (values - x).detach() if x.requires_grad else values

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 import torch
 from torch import nn
 
-from calibit import structure
+from calibit import activations, kv_cache, structure
+from calibit.modules import QuantizedLinear
 
 _THREADS = 2
 
@@ -19,8 +21,9 @@ def weight_hash(model: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of a model's tensors.
 
     Tensors enter in the order of their names, a tied one once; a quantized layer enters in
-    canonical form. The result depends neither on the device nor on the kernels. Tensors are hashed
-    on a few threads as they are made, so that only a few canonical copies exist at a time.
+    canonical form. Where inputs of layers or the cache are rounded too, that enters as well. The
+    result depends neither on the device nor on the kernels. Tensors are hashed on a few threads as
+    they are made, so that only a few canonical copies exist at a time.
 
     Args:
         model: a model whose weights are in memory.
@@ -28,7 +31,7 @@ def weight_hash(model: nn.Module) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    return hash_of(structure.tensors(model))
+    return hash_of(chain(structure.tensors(model), _roundings(model)))
 
 
 def hash_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -46,6 +49,17 @@ def hash_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     for name in sorted(digests):
         whole.update(name.encode() + b"\0" + digests[name])
     return whole.hexdigest()
+
+
+def _roundings(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a model rounds beside its weights, as tensors with names that no weight has."""
+    bits = kv_cache.bits_of(model)
+    if bits is not None:
+        yield "[cache bits]", torch.tensor(bits)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            for option in sorted(activations.OPTIONS & module.scheme.options):
+                yield f"{name}.[{option}]", torch.tensor(1)
 
 
 def _digest(tensor: torch.Tensor) -> bytes:

@@ -31,9 +31,14 @@ OPTIONS: dict[str, str] = {
     "a8": "activations rounded to 8-bit integers, token by token",
     "llm": "LLM.int8(), with int8 only: row scales max|w| / 127, 8-bit activations, columns with "
     "an outlier apart",
+    "kv8": "keys and values of the cache rounded to 8 bits, by token and head; also on fp32, bf16, "
+    "fp16",
+    "kv4": "the same in 4 bits",
     "head": "also quantize the output head (lm_head)",
 }
 """Options in canonical order, with what they do."""
+
+_CACHE_BITS = {"kv8": 8, "kv4": 4}
 
 ALIASES = {"w8a8": "int8-row-a8"}
 """Other spellings of a part of a scheme."""
@@ -59,16 +64,18 @@ class Scheme:
     options: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
+        options = [option for option in OPTIONS if option in self.options]
         if self.is_float:
-            return self.format
+            return "-".join([self.format, *options])
         parts = [self.solver] if self.solver != "nearest" else []
         if "llm" in self.options:
-            return "-".join([*parts, "llm", self.format, *sorted(self.options - {"llm"})])
+            options.remove("llm")
+            return "-".join([*parts, "llm", self.format, *options])
         parts.append(self.format)
         weight_format = self.weight_format
         if weight_format.is_integer or self.group != weight_format.group:
             parts.append({ROW: "row", TENSOR: "tensor"}.get(self.group, f"g{self.group}"))
-        return "-".join(parts + [o for o in OPTIONS if o in self.options])
+        return "-".join(parts + options)
 
     @property
     def is_solved(self) -> bool:
@@ -79,6 +86,16 @@ class Scheme:
     def nearest(self) -> Scheme:
         """The scheme that stores weights in the same form and rounds each to its nearest code."""
         return replace(self, solver="nearest", options=self.options - {"actorder"})
+
+    @property
+    def of_weight(self) -> Scheme:
+        """What is done to a weight: the scheme without the options of the model's cache."""
+        return replace(self, options=self.options.difference(_CACHE_BITS))
+
+    @property
+    def cache_bits(self) -> int | None:
+        """Bits of the keys and values in the cache; None where they stay as they are."""
+        return next((bits for name, bits in _CACHE_BITS.items() if name in self.options), None)
 
     @property
     def is_float(self) -> bool:
@@ -239,15 +256,21 @@ def _check(scheme: Scheme, text: str, group_given: bool) -> None:
     def refuse(reason: str) -> None:
         raise ValueError(f"[scheme] '{text}': {reason}")
 
+    cache = scheme.options.intersection(_CACHE_BITS)
+    if len(cache) > 1:
+        refuse(f"expected one of {' and '.join(_CACHE_BITS)}, got both")
     if scheme.is_float:
-        if scheme.options or group_given or scheme.solver != "nearest":
-            refuse(f"{scheme.format} leaves weights in floating point and takes no other token")
+        if scheme.options - cache or group_given or scheme.solver != "nearest":
+            refuse(
+                f"{scheme.format} leaves weights in floating point and takes no other token but "
+                f"{' or '.join(_CACHE_BITS)}"
+            )
         return
     weight_format = scheme.weight_format
     if "llm" in scheme.options:
-        others = scheme.options - {"llm", "head"}
+        others = scheme.options - {"llm", "head"} - cache
         if scheme.format != "int8" or scheme.group != ROW or others or scheme.is_solved:
-            refuse("llm stands for LLM.int8(): write llm-int8, alone or with head")
+            refuse("llm stands for LLM.int8(): write llm-int8, alone or with head, kv8 or kv4")
     if scheme.group > 0 and scheme.group % 8:
         refuse(f"expected a group that is a multiple of 8, got {scheme.group}")
     if weight_format.scale_type == "e8m0" and scheme.group != weight_format.group:

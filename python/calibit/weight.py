@@ -212,7 +212,7 @@ def quantize(
         >>> bool((q.dequantize() == torch.eye(4, 64)).all())
         True
     """
-    scheme = parse(scheme)
+    scheme = _of_one_weight(scheme)
     if not scheme.is_solved:
         w, device = _as_matrix(weight)
         q = _assembled(w, scheme, rounding.nearest(w, scheme))
@@ -261,7 +261,7 @@ def solve(
     Raises:
         ValueError: as `quantize`.
     """
-    scheme = parse(scheme)
+    scheme = _of_one_weight(scheme)
     w, device = _as_matrix(weight)
     _check_factored(factored, w.shape[1], scheme)
     target = w if factored.shift is None else w + w @ factored.shift.cpu()
@@ -296,6 +296,17 @@ def to_device(q: QuantizedWeight, device: torch.device | str) -> QuantizedWeight
     """The same weight with its tensors on another device."""
     moved = {name: t.to(device) for name, t in q.tensors().items()}
     return QuantizedWeight.from_tensors(moved, scheme=q.scheme, shape=q.shape)
+
+
+def _of_one_weight(scheme: str | Scheme) -> Scheme:
+    """The scheme, or ValueError where it is about more than a weight."""
+    parsed = parse(scheme)
+    if parsed.cache_bits is not None:
+        raise ValueError(
+            f"[quantize] expected a scheme of one weight, got '{parsed}', which is also about a "
+            "model's cache: use quantize_model"
+        )
+    return parsed
 
 
 def _assembled(

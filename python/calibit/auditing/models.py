@@ -191,17 +191,21 @@ def open_model(
     """
     import torch
 
+    from calibit import kv_cache
+
     vocabulary = other_tokenizer if loading.lacks_tokenizer(source) and other_tokenizer else source
     tokenizer = loading.read_tokenizer(vocabulary, trust_remote_code=trust_remote_code)
     model = _read(source, dtype, trust_remote_code)
     if model.device != torch.device(device):
         model = model.to(device)
     section = model.config.to_dict().get("quantization_config") or {}
-    record = {
+    record: dict[str, Any] = {
         "checkpoint": str(section.get("quant_method", FLOAT)),
         "scheme": section.get("scheme"),
         "source_hash": section.get("source_hash"),
     }
+    if kv_cache.bits_of(model) is not None:
+        record["notes"] = [kv_cache.measure(model).note]
     return Loaded(model.eval(), tokenizer, record)
 
 
@@ -227,7 +231,9 @@ def settle_tokenizer(loaded: Loaded, job: Job, texts: Iterable[str]) -> Loaded:
         "its tokenizer files differ from the baseline's but encode every text of this audit "
         "alike; the baseline's were used"
     )
-    return Loaded(loaded.model, base, {**loaded.record, "notes": [note]})
+    return Loaded(
+        loaded.model, base, {**loaded.record, "notes": [*loaded.record.get("notes", ()), note]}
+    )
 
 
 def notes_of(source: str) -> list[str]:

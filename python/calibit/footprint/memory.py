@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibit import kv_cache
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -126,21 +128,16 @@ def measure_memory(model: nn.Module, *, parameters: int | None = None) -> Memory
 
 
 def bytes_kv(model: Any, *, positions: int, batch: int = 1) -> int:
-    """Bytes of the key-value cache: 2 x layers x heads x width x positions x batch x bytes per
-    element.
+    """Bytes of the key-value cache of a model that attends to every position.
+
+    A rounded cache (`calibit.kv_cache`) counts as it would be stored, its scales included.
 
     Args:
-        model: gives the configuration and the dtype.
+        model: runs on one token.
         positions: tokens in the cache.
         batch: sequences.
     """
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return (
-        2 * config.num_hidden_layers * kv_heads * width * positions * batch * model.dtype.itemsize
-    )
+    return kv_cache.measure(model).bytes_per_token * positions * batch
 
 
 class _Count:

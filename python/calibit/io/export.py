@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibit import structure
+from calibit import activations, kv_cache, structure
 from calibit.io import engines, filling, foreign, native, shards
 from calibit.io.engines import Finding
 from calibit.io.layout import Exported, LayerFacts, Writer
@@ -24,10 +24,6 @@ NAMES = (*WRITERS, native.METHOD)
 
 _PROBE = 16
 """Tokens whose logits are compared after writing."""
-
-
-_ROUNDED_INPUTS = ("a8", "llm")
-"""Options that round a layer's input. No reader of a foreign layout gives them back yet."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def save(
     path = Path(path)
     check_names(layout, required)
     shards.check_new(path, "export")
-    exported = _described(model, _facts(model))
+    exported = _described(model, _facts(model, layout), kv_cache.bits_of(model))
     findings = check(exported, layout, required)
     writer = WRITERS.get(layout)
     with shards.new_folder(path) as folder:
@@ -136,7 +132,12 @@ def check_names(layout: str, required: Sequence[str] = ()) -> None:
 
 
 def check_planned(
-    model: Any, layers: Sequence[LayerFacts], layout: str, required: Sequence[str] = ()
+    model: Any,
+    layers: Sequence[LayerFacts],
+    layout: str,
+    required: Sequence[str] = (),
+    *,
+    cache_bits: int | None = None,
 ) -> None:
     """Refuse an export before the layers are quantized.
 
@@ -145,19 +146,26 @@ def check_planned(
         layers: the quantized layers as they will be.
         layout: one of `NAMES`.
         required: engines that must be able to load the checkpoint.
+        cache_bits: of keys and values as they will be rounded, or None.
 
     Raises:
-        ValueError: layers that the layout or a required engine cannot hold.
+        ValueError: layers, or a rounded cache, that the layout or a required engine cannot hold.
     """
-    if layers:
-        check(_described(model, tuple(layers)), layout, required)
+    if layers or cache_bits is not None:
+        check(_described(model, tuple(layers), cache_bits), layout, required)
 
 
 def check(exported: Exported, layout: str, required: Sequence[str]) -> list[Finding]:
-    """Refuse layers that a layout or a required engine cannot hold; what engines will say."""
+    """Refuse what a layout or a required engine cannot hold; what engines will say."""
     writer = WRITERS.get(layout)
     if writer is None:
         return []
+    if exported.cache_bits is not None:
+        raise ValueError(
+            f"[export] cannot write this model as {layout}: it cannot say that keys and values are "
+            f"rounded by token and head (option kv{exported.cache_bits}): the exported model would "
+            "compute other values"
+        )
     reasons = {
         layer.name: writer.refusal(layer) or _activations(layer) for layer in exported.layers
     }
@@ -177,7 +185,7 @@ def check(exported: Exported, layout: str, required: Sequence[str]) -> list[Find
 
 def _activations(layer: LayerFacts) -> str | None:
     """Why foreign layouts cannot say what a layer does to its input; None where it does nothing."""
-    found = [option for option in _ROUNDED_INPUTS if option in layer.scheme.options]
+    found = sorted(activations.OPTIONS & layer.scheme.options)
     if not found:
         return None
     return (
@@ -186,7 +194,7 @@ def _activations(layer: LayerFacts) -> str | None:
     )
 
 
-def _described(model: Any, layers: tuple[LayerFacts, ...]) -> Exported:
+def _described(model: Any, layers: tuple[LayerFacts, ...], cache_bits: int | None) -> Exported:
     """A model as writers and rules see it."""
     from calibit import _C
 
@@ -195,11 +203,12 @@ def _described(model: Any, layers: tuple[LayerFacts, ...]) -> Exported:
     floats = (name for name in structure.linear_layers(model) if name not in quantized)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     version = str(_C.build_info()["version"])
-    return Exported(layers, tuple(n for n in floats if n != head), head, dtype, version)
+    kept = tuple(name for name in floats if name != head)
+    return Exported(layers, kept, head, dtype, version, cache_bits)
 
 
-def _facts(model: Any) -> tuple[LayerFacts, ...]:
-    """The quantized layers of a model; ValueError where there is none."""
+def _facts(model: Any, layout: str) -> tuple[LayerFacts, ...]:
+    """The quantized layers of a model; ValueError where a layout would have nothing to hold."""
     if not hasattr(model, "config"):
         raise ValueError(
             f"[export] expected a Hugging Face model with a configuration, got "
@@ -212,7 +221,7 @@ def _facts(model: Any) -> tuple[LayerFacts, ...]:
             ordered = weight.input_order is not None
             dtype = weight.scales.dtype
             found.append(LayerFacts(name, weight.shape, weight.scheme, ordered, dtype))
-    if not found:
+    if not found and (layout != native.METHOD or kv_cache.bits_of(model) is None):
         raise ValueError(
             "[export] expected a model with quantized layers, got none: quantize it first"
         )

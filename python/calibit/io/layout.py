@@ -85,6 +85,7 @@ class Exported:
         head: name of the output head, or None.
         dtype: dtype of the floating-point parameters.
         version: of calibit.
+        cache_bits: of rounded keys and values, or None.
     """
 
     layers: tuple[LayerFacts, ...]
@@ -92,6 +93,7 @@ class Exported:
     head: str | None
     dtype: torch.dtype
     version: str
+    cache_bits: int | None = None
 
     @property
     def quantizes_head(self) -> bool:

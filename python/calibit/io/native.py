@@ -5,11 +5,11 @@
     generation_config.json, tokenizer files
 
 `quantization_config` holds `quant_method` ("calibit"), `format` (version of this layout), `scheme`
-(as the user wrote it), `modules` (the scheme of each quantized layer), `tied` (parameters stored
-under another name) and `source_hash` (of the float model's weights). A folder is written under
-another name and renamed when it is complete; an existing one is never touched. Loading is strict:
-every tensor must be there with its shape and dtype, nothing else may be, and the values arrive bit
-for bit.
+(as the user wrote it), `modules` (the scheme of each quantized layer), `cache_bits` (of rounded
+keys and values, else null), `tied` (parameters stored under another name) and `source_hash` (of the
+float model's weights). A folder is written under another name and renamed when it is complete; an
+existing one is never touched. Loading is strict: every tensor must be there with its shape and
+dtype, nothing else may be, and the values arrive bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibit import schemes, structure
+from calibit import kv_cache, schemes, structure
 from calibit.io import filling, shards
 from calibit.modules import QuantizedLinear
 from calibit.weight import QuantizedWeight
@@ -62,6 +62,7 @@ def describe(model: nn.Module, scheme: str | None, source_hash: str | None) -> d
         "format": FORMAT,
         "scheme": scheme or ", ".join(sorted(set(modules.values()))),
         "modules": modules,
+        "cache_bits": kv_cache.bits_of(model),
         "tied": structure.aliases(model),
         "source_hash": source_hash,
     }
@@ -96,7 +97,8 @@ def save(
 
     Raises:
         FileExistsError: the folder exists.
-        ValueError: the model has no quantized layer, or no configuration.
+        ValueError: the model has neither a quantized layer nor a rounded cache, or no
+            configuration.
     """
     path = Path(path)
     shards.check_new(path, "save")
@@ -120,7 +122,7 @@ def write(
     recorded = getattr(model.config, "quantization_config", None)
     known = recorded if isinstance(recorded, dict) else {}
     section = describe(model, known.get("scheme"), known.get("source_hash"))
-    if not section["modules"]:
+    if not section["modules"] and section["cache_bits"] is None:
         raise ValueError(
             "[save] expected a model with quantized layers, got none: use save_pretrained for a "
             "float model"
@@ -165,6 +167,8 @@ def load(
         _fill_quantized_(model, section["modules"], files)
         filling.fill_float_(model, section["tied"], files)
         files.check_all_read()
+    if section.get("cache_bits") is not None:
+        kv_cache.round_(model, section["cache_bits"])
     filling.read_generation_config_(model, path)
     if dtype is not None:
         structure.cast_(model, dtype)
@@ -205,6 +209,11 @@ def _read_section(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"[load] expected format {FORMAT} in {str(file)!r}, got {section.get('format')!r}: use "
             "the calibit that wrote it"
+        )
+    if section.get("cache_bits") not in (None, *kv_cache.BITS):
+        raise ValueError(
+            f"[load] expected 'cache_bits' in {str(file)!r} of {kv_cache.BITS} or null, got "
+            f"{section['cache_bits']!r:.80}"
         )
     for key in ("modules", "tied"):
         value = section.get(key)

@@ -74,7 +74,7 @@ def quantize_checkpoint(
     export.check_names(layout, required)
     shards.check_new(out, "quantize")
     plan = plans.load(scheme)
-    if all(rule.is_float for rule in plan.schemes):
+    if plan.changes_nothing:
         raise ValueError(f"[quantize] expected a scheme that quantizes, got {plan.text!r}")
     registry.active_kernels()  # refuses a forced table that cannot run
     place = loading.locate(model_path)
@@ -99,7 +99,7 @@ def quantize_checkpoint(
             )
     with residency.opened(place, trust_remote_code=trust_remote_code) as weights:
         planned = _planned(weights.model, plan, skip)
-        export.check_planned(weights.model, planned, layout, required)
+        export.check_planned(weights.model, planned, layout, required, cache_bits=plan.cache_bits)
         if work is not None and isinstance(source, str) and self_written.is_source(source):
             text = {"tokens": calibration_tokens, "seed": calibration_seed}
             make = partial(_written, source, place, tokenizer, text, progress, trust_remote_code)

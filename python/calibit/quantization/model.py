@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibit import schemes, structure, weight
+from calibit import kv_cache, schemes, structure, weight
 from calibit.fingerprint import hash_of
 from calibit.footprint import release_freed_memory
 from calibit.io import native
@@ -137,10 +137,13 @@ def quantize_weights(
     source_hash, parameters = _check_weights(weights)
     survey_ = survey(model, plan, skip=skip)
     _rehearse(survey_.jobs)
+    if plan.cache_bits is not None:
+        kv_cache.check(model)
     data = _calibration(
         survey_.jobs, calibration, calibration_tokens, calibration_seed, tokenizer, model, progress
     )
     if len(plan.schemes) == 1 and plan.schemes[0].is_float:
+        weights.load_all_()
         structure.cast_(model, getattr(torch, schemes.FLOATS[plan.schemes[0].format]))
     job = {
         "source": source_hash,
@@ -153,6 +156,11 @@ def quantize_weights(
         rows, solved = _run_(weights, survey_.jobs, data, blocks, progress)
     if survey_.jobs:
         _untie_(model, survey_.jobs)
+    cache = None
+    if plan.cache_bits is not None:
+        kv_cache.round_(model, plan.cache_bits)
+        cache = kv_cache.measure(model)
+    if survey_.jobs or plan.cache_bits is not None:
         native.record_(model, plan.text, source_hash)
     return Report(
         scheme=plan.text,
@@ -163,7 +171,8 @@ def quantize_weights(
         source_hash=source_hash,
         seconds=perf_counter() - started,
         calibration=None if data is None else data.to_dict(),
-        notes=solved.notes,
+        notes=solved.notes if cache is None else (*solved.notes, cache.note),
+        cache=None if cache is None else cache.to_dict(),
         held_out=solved.held_out,
     )
 
@@ -197,7 +206,7 @@ def survey(model: nn.Module, plan: plans.Plan, *, skip: str | Sequence[str] = ()
         if reason or scheme is None:
             kept.append(KeptWeight(name, layer.shape, _nbytes(model, layer), reason))
         else:
-            jobs.append((layer, scheme))
+            jobs.append((layer, scheme.of_weight))
     kept += [
         KeptWeight(fused.name, fused.shape, fused.nbytes, "not a matrix (fused experts)")
         for fused in structure.fused_parameters(model)
@@ -265,6 +274,11 @@ def _check_weights(weights: Weights) -> tuple[str, int]:
         raise ValueError(
             f"[quantize_model] expected a model with linear layers inside, got a "
             f"{type(model).__name__}: for one layer use QuantizedLinear.from_linear"
+        )
+    if kv_cache.bits_of(model) is not None:
+        raise ValueError(
+            "[quantize_model] expected a floating-point model, got one whose cache is rounded: "
+            "load the original and give both in one scheme, such as nf4-kv8"
         )
     quantized = sum(isinstance(module, QuantizedLinear) for module in model.modules())
     if quantized:

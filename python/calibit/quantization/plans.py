@@ -46,6 +46,16 @@ class Plan:
         """The distinct schemes of the plan, in order."""
         return tuple(dict.fromkeys(scheme for _, scheme in self.rules if scheme is not None))
 
+    @property
+    def cache_bits(self) -> int | None:
+        """Bits of the keys and values in the cache, which all schemes of a plan agree on."""
+        return next((scheme.cache_bits for scheme in self.schemes), None)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether neither weights nor the cache are quantized."""
+        return all(scheme.is_float for scheme in self.schemes) and self.cache_bits is None
+
 
 def load(spec: str | Path | Scheme | Mapping[str, str | Scheme] | Plan) -> Plan:
     """A plan from a scheme, a mapping, or the path of a JSON file.
@@ -149,6 +159,12 @@ def _from_mapping(mapping: Mapping[str, Any], source: str) -> Plan:
                 f'[{source}] expected {{"pattern": "scheme" or "keep"}}, got {pattern!r}: {value!r}'
             )
         rules.append((pattern, _rule(pattern, value, source)))
+    caches = {str(s): s.cache_bits for _, s in rules if s is not None}
+    if len(set(caches.values())) > 1:
+        raise ValueError(
+            f"[{source}] expected schemes that agree on the cache (kv8, kv4 or neither), which is "
+            f"the whole model's, got {', '.join(caches)}"
+        )
     text = json.dumps({p: KEEP if s is None else str(s) for p, s in rules})
     return Plan(tuple(rules), text)
 

@@ -99,6 +99,8 @@ class Report:
         seconds: wall time of the whole call.
         calibration: what the Hessians were summed over, or None.
         notes: sentences about the whole model.
+        cache: with a rounded cache: its bits, bits per value with scales, and bytes per token
+            (`calibit.kv_cache.CacheSize`).
         held_out: solvers only: the result beside nearest rounding on held-out text; None where it
             was not measured.
     """
@@ -112,6 +114,7 @@ class Report:
     seconds: float
     calibration: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
+    cache: Mapping[str, Any] | None = None
     held_out: HeldOut | None = None
 
     @property
