@@ -172,7 +172,7 @@ def test_the_table_prints_every_main_number(v1):
     console.print(v1.table())
     text = console.export_text()
     for part in (
-        "nf4 against toy, 500 items",
+        "toy (nf4) against toy (not quantized), 500 items",
         "56.4 %",
         "-0.8",
         "[-3.5, +1.9]",
@@ -180,6 +180,26 @@ def test_the_table_prints_every_main_number(v1):
         "part=3",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("meta", "title"),
+    [
+        ({"model": {"name": "/models/SmolLM2"}, "scheme": "none"}, "SmolLM2 (not quantized)"),
+        ({"model": {"name": "org/SmolLM2"}, "scheme": "nf4-dq"}, "SmolLM2 (nf4-dq)"),
+        ({"model": {"name": "org/SmolLM2-nf4-dq"}, "scheme": "nf4-dq"}, "SmolLM2-nf4-dq"),
+        ({"model": {"name": "org/SmolLM2"}, "scheme": None}, "SmolLM2"),
+        ({"scheme": "nf4"}, "nf4"),
+        ({}, "b"),
+    ],
+)
+def test_the_title_says_the_scheme_where_it_is_known(meta, title):
+    a, b = simulated(60)
+    b.meta.pop("model", None), b.meta.pop("scheme", None)
+    b.meta.update(meta)
+    found = compare(a, b, **QUICK)
+    assert found.models["b"]["title"] == title
+    assert f"{title} against" in " ".join(str(found).split())
 
 
 def test_same_options_same_numbers_and_other_seed_other_draws():

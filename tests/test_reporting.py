@@ -16,7 +16,9 @@ import pytest
 from rich.console import Console
 
 from calibit import numbers
+from calibit.comparison import compare
 from calibit.measures.scores import Scores
+from calibit.numbers import Style
 from calibit.reporting import (
     figures,
     html,
@@ -63,6 +65,41 @@ def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
     assert numbers.fixed(-0.004, digits=2, signed=True) == "0.00"
     assert numbers.fixed(-0.006, digits=2, signed=True) == "\u22120.01"
     assert numbers.fixed(0.006, digits=2, signed=True) == "+0.01"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (3.2e-06, "3.2e−06"),
+        (3.25e-06, "3.3e−06"),
+        (9.96e-05, "1.0e−04"),
+        (0.00035, "3.5e−04"),
+        (0.0012, "0.0012"),
+        (0.00125, "0.0013"),
+        (1.23456, "1.2346"),
+        (-3.2e-06, "−3.2e−06"),
+        (5e-324, "4.9e−324"),
+    ],
+)
+def test_a_small_number_is_never_shown_as_zero(value: float, text: str) -> None:
+    assert numbers.small(value) == text
+    style = Style(4, small=True)
+    assert style.value(value) == text and style.interval(0.0, value) == f"[0, {text}]"
+    assert numbers.ascii_(text).isascii()
+
+
+def test_a_small_divergence_is_shown_in_every_report() -> None:
+    """A candidate that hardly differs: KL about 3e-7."""
+    base, near = run_of("baseline", 0, 0, 16, 1, n=200), run_of("near", 1e-3, 0, 8, 1, n=200)
+    made = compare(base, near, resamples=100)
+    kl = float(made.kl_ab)
+    assert 1e-8 < kl < 1e-5 and made.kl_ab.lower > 0.0
+    shown, audit = numbers.small(kl), of_comparison(made)
+    row = next(row for row in view.rows(audit) if row.key == "kl_ab")
+    assert row.cells[1].value == shown and "0.0000" not in row.cells[1].interval
+    assert numbers.ascii_(shown) in str(made)
+    assert shown in html.render(audit, {})
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -432,8 +469,6 @@ def test_page_without_labels_text_speed_or_points() -> None:
         FakeRun({"scheme": run.meta["scheme"]}, Scores.from_arrays(run.given.z), run.nll)
         for run in runs
     ]
-    from calibit.comparison import compare
-
     document = of_comparison(compare(*bare, resamples=100))
     page = Page(html.render(document, {}))
     assert "reliability" not in page.ids and "speed" not in page.ids and "glossary" in page.ids

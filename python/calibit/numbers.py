@@ -42,6 +42,37 @@ def fixed(value: float | None, *, digits: int = 1, signed: bool = False, scale: 
     return "+" + text if signed else text
 
 
+def small(value: float | None, *, digits: int = 4, signed: bool = False, scale: float = 1) -> str:
+    """A number that is often far below 1, such as a divergence: with a fixed count of decimals
+    where they show two digits of it, else two digits and a power of ten.
+
+    Args:
+        value: the number, or None where there is none.
+        digits: decimals printed.
+        signed: also print "+".
+        scale: factor applied first.
+
+    Returns:
+        For example "0.0031", "3.1e−06"; "0" for 0 alone.
+    """
+    if not _finite(value):
+        return MISSING
+    number = float(value) * scale
+    if number == 0.0:
+        return "0"
+    exact = Decimal(repr(abs(number)))
+    if exact >= Decimal(1).scaleb(1 - digits):
+        return fixed(value, digits=digits, signed=signed, scale=scale)
+    rounded = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 1), ROUND_HALF_UP, _WIDE)
+    text = f"{float(rounded):.1e}".replace("-", MINUS)
+    return (MINUS if number < 0 else "+" if signed else "") + text
+
+
+def ascii_(text: str) -> str:
+    """The text with the hyphen as minus sign, for data files and terminals of any encoding."""
+    return text.replace(MINUS, "-").replace(MISSING, "n/a")
+
+
 def significant(value: float | None, *, digits: int = 3) -> str:
     """A positive quantity with a fixed count of significant digits, never in powers of ten."""
     if not _finite(value):
@@ -67,27 +98,29 @@ def interval(
     scale: float = 1,
 ) -> str:
     """A two-sided interval, "[−2.1, +0.4]"; empty where a bound is missing."""
-    if not (_finite(lower) and _finite(upper)):
-        return ""
-    ends = (fixed(end, digits=digits, signed=signed, scale=scale) for end in (lower, upper))
-    return "[" + ", ".join(ends) + "]"
+    return Style(digits, scale, signed).interval(lower, upper)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a quantity is printed: decimals, a factor applied first, whether "+" is shown."""
+    """How a quantity is printed: decimals, a factor applied first, whether "+" is shown, and
+    whether it may be far below 1 (`small`)."""
 
     digits: int
     scale: float = 1
     signed: bool = False
+    small: bool = False
 
     def value(self, number: float | None) -> str:
         """The number in this style."""
-        return fixed(number, digits=self.digits, scale=self.scale, signed=self.signed)
+        show = small if self.small else fixed
+        return show(number, digits=self.digits, scale=self.scale, signed=self.signed)
 
     def interval(self, lower: float | None, upper: float | None) -> str:
-        """The interval in this style."""
-        return interval(lower, upper, digits=self.digits, scale=self.scale, signed=self.signed)
+        """The interval in this style, "[-2.1, +0.4]"; empty where a bound is missing."""
+        if not (_finite(lower) and _finite(upper)):
+            return ""
+        return f"[{self.value(lower)}, {self.value(upper)}]"
 
 
 def ratio(value: float | None, *, digits: int = 2) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibit.auditing import job as jobs
+from calibit.numbers import Style
 from calibit.recalibration import FILE, Recalibration
 
 if TYPE_CHECKING:
@@ -248,10 +249,9 @@ def _reference(source: Path, reference: str | Path | None, like: Scores, rule: s
 def _cells(tried: Mapping[str, Any], key: str) -> tuple[str, str, str]:
     before, after = (tried[side][key] for side in ("before", "after"))
     change = tried["change"].get(key) or {}
-    moved = ""
+    level, moved = Style(4), ""
     if change.get("value") is not None:
-        moved = f"{change['value']:+.4f}"
-        if change.get("lower") is not None:
-            moved += f" [{change['lower']:+.4f}, {change['upper']:+.4f}]"
-    first, second = ("-" if value is None else f"{value:.4f}" for value in (before, after))
-    return first, second, moved
+        signed = Style(4, signed=True)
+        bounds = signed.interval(change.get("lower"), change.get("upper"))
+        moved = f"{signed.value(change['value'])} {bounds}".rstrip()
+    return level.value(before), level.value(after), moved

@@ -12,7 +12,7 @@ from calibit.comparison.evidence import Evidence, per_token_evidence
 from calibit.comparison.pairing import RunLike
 from calibit.measures.confidence import mean_of
 from calibit.measures.estimate import Estimate, plain, undefined
-from calibit.measures.intervals import bounded_mean, share_interval
+from calibit.measures.intervals import bounded_mean, share_interval, within
 from calibit.measures.paired import cluster_index
 from calibit.measures.perplexity import d_text_nll, ppl
 from calibit.measures.repetition import greedy_prefix, prefix_shares
@@ -240,10 +240,7 @@ def _workload(pair: _Pair, draw: Resampling) -> WorkloadComparison:
 def _kl(pair: _Pair, draw: Resampling) -> Estimate:
     if pair.kl is None:
         return undefined("token_kl", NO_KL, unit="nats")
-    found = pair.mean("token_kl", pair.kl, draw, "nats")
-    if found.lower is None or found.value is None:
-        return found
-    return replace(found, lower=max(min(0.0, found.value), found.lower))  # KL is never negative
+    return within(pair.mean("token_kl", pair.kl, draw, "nats"), 0.0)
 
 
 def _prefix(pair: _Pair, draw: Resampling) -> Estimate:

@@ -248,10 +248,19 @@ def _describe(meta: Mapping[str, Any], side: str) -> dict[str, Any]:
     named = meta.get("name") or (scheme if scheme not in (None, "none") else model_name)
     return {
         "name": named or side,
+        "title": _title(str(meta.get("name") or model_name or named or side), scheme),
         "model": model_name,
         "scheme": scheme,
         "weight_hash": meta.get("weight_hash"),
     }
+
+
+def _title(name: str, scheme: object) -> str:
+    """The last part of a model's name, and its scheme where that is known and not said by it."""
+    short = name.rstrip("/").rpartition("/")[2]
+    if scheme is None or str(scheme) in short:
+        return short
+    return f"{short} ({'not quantized' if scheme == 'none' else scheme})"
 
 
 def _protocol(paired: Paired, draw: Resampling, bins: int) -> dict[str, Any]:

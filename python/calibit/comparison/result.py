@@ -56,7 +56,7 @@ class Comparison:
     """Candidate b against reference a on the same items.
 
     Attributes:
-        models: name, scheme and weight hash of "a" and "b".
+        models: name, title (with the scheme), scheme and weight hash of "a" and "b".
         protocol: rule, level, resamples, seed, bins, item counts: what every number depends on.
         a, b: metric id -> Estimate of each model.
         deltas: metric id -> change, candidate minus reference, with the interval that fits it.

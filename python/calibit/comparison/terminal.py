@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from calibit import numbers
 from calibit.measures.estimate import Estimate
+from calibit.numbers import Style
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from calibit.comparison.result import Comparison
 
+_SHARE, _SHARE_2, _VALUE = Style(1, 100), Style(2, 100), Style(4)
+_DIVERGENCE = Style(5, small=True)
+
 _ROWS = (
-    # metric, words, factor, decimals, unit
-    ("acc", "accuracy", 100.0, 1, "%"),
-    ("conf_true", "confidence in the right answer", 100.0, 2, "%"),
-    ("conf", "confidence", 100.0, 2, "%"),
-    ("ece", "calibration error (ECE)", 100.0, 2, "%"),
-    ("nll", "NLL of the right answer, nats", 1.0, 4, ""),
-    ("brier", "Brier score", 1.0, 4, ""),
-    ("entropy", "entropy, nats", 1.0, 4, ""),
-    ("auroc", "AUROC of the confidence", 1.0, 4, ""),
+    # metric, words, style, unit
+    ("acc", "accuracy", _SHARE, "%"),
+    ("conf_true", "confidence in the right answer", _SHARE_2, "%"),
+    ("conf", "confidence", _SHARE_2, "%"),
+    ("ece", "calibration error (ECE)", _SHARE_2, "%"),
+    ("nll", "NLL of the right answer, nats", _VALUE, ""),
+    ("brier", "Brier score", _VALUE, ""),
+    ("entropy", "entropy, nats", _VALUE, ""),
+    ("auroc", "AUROC of the confidence", _VALUE, ""),
 )
 
 
@@ -29,23 +35,21 @@ def comparison_table(comparison: Comparison) -> Table:
     """One row per metric: reference, candidate, change, interval of the change."""
     from rich.table import Table
 
-    level = comparison.protocol["level"]
-    names = [str(comparison.models[side]["name"]) for side in ("a", "b")]
-    table = Table(title=f"{names[1]} against {names[0]}, {comparison.protocol['n']} items")
+    level = numbers.percent(comparison.protocol["level"]).replace(" ", "")
+    a, b = (comparison.models[side] for side in ("a", "b"))
+    items = numbers.plural(comparison.protocol["n"], "item")
+    table = Table(title=f"{b['title']} against {a['title']}, {items}")
     table.add_column("metric")
-    for heading in (*names, "change", f"{level:.0%} interval"):
+    for heading in (str(a["name"]), str(b["name"]), "change", f"{level} interval"):
         table.add_column(heading, justify="right")
-    for metric, words, factor, digits, unit in _ROWS:
-        values = [
-            _shown(side[metric], factor, digits, unit) for side in (comparison.a, comparison.b)
-        ]
-        change = comparison.deltas[metric]
-        table.add_row(words, *values, *_change(change, factor, digits))
+    for metric, words, style, unit in _ROWS:
+        values = [_shown(side[metric], style, unit) for side in (comparison.a, comparison.b)]
+        table.add_row(words, *values, *_change(comparison.deltas[metric], style))
     for text in comparison.texts:
-        shown = [_shown(side, 1.0, 3, "") for side in (text.a, text.b)]
+        shown = [_shown(side, Style(3)) for side in (text.a, text.b)]
         ratio = text.ratio
-        factors = ["n/a", ""] if ratio.value is None else [f"x{ratio.value:.4f}", _interval(ratio)]
-        table.add_row(f"perplexity, {text.name}", *shown, *factors)
+        factor = "n/a" if ratio.value is None else _factor(ratio.value)
+        table.add_row(f"perplexity, {text.name}", *shown, factor, _interval(ratio, _VALUE))
     _add_pair_rows(table, comparison)
     _add_written_rows(table, comparison)
     return table
@@ -56,14 +60,14 @@ def _add_pair_rows(table: Table, comparison: Comparison) -> None:
     flips = comparison.flips
     if flips.flips is not None:
         moved = f"{flips.rw} right to wrong, {flips.wr} wrong to right"
-        table.add_row("flips", "", moved, str(flips.flips), _interval(flips.flip_rate, 100.0, 1))
+        table.add_row("flips", "", moved, str(flips.flips), _interval(flips.flip_rate, _SHARE))
     if comparison.mcnemar is not None:
-        table.add_row("McNemar, exact p", "", "", f"{comparison.mcnemar.p:.4f}", "")
-    table.add_row(
-        "KL(a to b), nats", "", "", f"{comparison.kl_ab:.5f}", _interval(comparison.kl_ab)
-    )
-    distance = comparison.js_distance
-    table.add_row("Jensen-Shannon distance", "", "", f"{distance:.5f}", _interval(distance))
+        table.add_row("McNemar, exact p", "", "", numbers.fixed(comparison.mcnemar.p, digits=4), "")
+    for words, one in (
+        ("KL(a to b), nats", comparison.kl_ab),
+        ("Jensen-Shannon distance", comparison.js_distance),
+    ):
+        table.add_row(words, "", "", _shown(one, _DIVERGENCE), _interval(one, _DIVERGENCE))
     worst = comparison.worst_slice
     if worst and worst["slice"]:
         label = "largest loss shown in a slice, confidence in the right answer"
@@ -76,53 +80,52 @@ def _add_written_rows(table: Table, comparison: Comparison) -> None:
     if comparison.generated or found is not None or texts:
         table.add_section()
     for task in comparison.generated:
-        shown = [_shown(side, 100.0, 1, "%") for side in (task.a, task.b)]
-        table.add_row(f"right answers, {task.task}", *shown, *_change(task.d_acc, 100.0, 1))
+        shown = [_shown(side, _SHARE, "%") for side in (task.a, task.b)]
+        table.add_row(f"right answers, {task.task}", *shown, *_change(task.d_acc, _SHARE))
     if found is not None:
-        for words, one, factor, digits in (
-            ("token KL on the workload, nats", found.kl, 1.0, 5),
-            ("same most probable token, %", found.same_top, 100.0, 1),
-            ("greedy prefix, %", found.greedy_prefix, 100.0, 1),
+        for words, one, style in (
+            ("token KL on the workload, nats", found.kl, _DIVERGENCE),
+            ("same most probable token, %", found.same_top, _SHARE),
+            ("greedy prefix, %", found.greedy_prefix, _SHARE),
         ):
-            value = "n/a" if one.value is None else f"{factor * one.value:.{digits}f}"
-            table.add_row(words, "", "", value, _interval(one, factor, digits))
+            table.add_row(words, "", "", _shown(one, style), _interval(one, style))
     for text in texts:
         label, worst = f"largest rise of perplexity shown, {text.name}", text.worst
         if not worst["shown"]:
             table.add_row(label, "", "", "none shown", "")
             continue
-        rise = f"x{worst['ratio']['value']:.4f}"
-        table.add_row(label, "", worst["lang"], rise, _interval_of(worst["ratio"]))
+        ratio = worst["ratio"]
+        bounds = numbers.ascii_(_VALUE.interval(ratio.get("lower"), ratio.get("upper")))
+        table.add_row(label, "", worst["lang"], _factor(ratio["value"]), bounds)
 
 
-def _interval_of(bounds: Mapping[str, float | None]) -> str:
-    if bounds.get("lower") is None or bounds.get("upper") is None:
-        return ""
-    return f"[{bounds['lower']:.4f}, {bounds['upper']:.4f}]"
+def _factor(ratio: float) -> str:
+    return f"x{numbers.fixed(ratio, digits=4)}"
 
 
 def _worst(worst: Mapping[str, Any]) -> list[str]:
     """Slice, change and bounds; damage becomes change, so the signs turn."""
     if not worst["lower"] > 0:
         return ["none shown", "", ""]
-    bounds = f"[{-100 * worst['upper']:+.2f}, {-100 * worst['lower']:+.2f}]"
-    return [f"{worst['slice']} (n {worst['n']})", f"{-100 * worst['damage']:+.2f}", bounds]
+    low, change, high = (-worst[key] for key in ("upper", "damage", "lower"))
+    style = replace(_SHARE_2, signed=True)
+    shown = (style.value(change), style.interval(low, high))
+    return [f"{worst['slice']} (n {worst['n']})", *map(numbers.ascii_, shown)]
 
 
-def _shown(estimate: Estimate, factor: float, digits: int, unit: str) -> str:
-    if estimate.value is None:
-        return "n/a"
-    return f"{factor * estimate.value:.{digits}f}" + (f" {unit}" if unit else "")
+def _shown(estimate: Estimate, style: Style, unit: str = "") -> str:
+    shown = numbers.ascii_(style.value(estimate.value))
+    return f"{shown} {unit}" if unit and estimate.value is not None else shown
 
 
-def _change(estimate: Estimate, factor: float, digits: int) -> list[str]:
-    if estimate.value is None:
-        return ["n/a", ""]
-    return [f"{factor * estimate.value:+.{digits}f}", _interval(estimate, factor, digits, "+")]
+def _change(estimate: Estimate, style: Style) -> list[str]:
+    signed = replace(style, signed=True)
+    return [_shown(estimate, signed), _interval(estimate, signed)]
 
 
-def _interval(estimate: Estimate, factor: float = 1.0, digits: int = 4, sign: str = "") -> str:
-    if estimate.lower is None or estimate.upper is None:
-        return ""
-    low, high = (f"{factor * end:{sign}.{digits}f}" for end in (estimate.lower, estimate.upper))
-    return f"[{low}, {high}]"
+def _interval(estimate: Estimate, style: Style) -> str:
+    return (
+        ""
+        if estimate.value is None
+        else numbers.ascii_(style.interval(estimate.lower, estimate.upper))
+    )

@@ -12,6 +12,7 @@ from calibit.measures.binning import indicator
 from calibit.measures.confidence import NO_ITEMS, mean_of
 from calibit.measures.distributions import Distributions, segment_sum
 from calibit.measures.estimate import Estimate, undefined
+from calibit.measures.intervals import within
 from calibit.measures.pairs import same_items
 from calibit.measures.proper import labelled_pair
 from calibit.measures.resampling import Resampling
@@ -174,7 +175,8 @@ def _divergence(
 ) -> Estimate:
     if not len(values):
         return undefined(metric, NO_ITEMS, unit=unit)
-    return mean_of(metric, values, resampling, unit=unit, max=float(values.max()), **facts)
+    found = mean_of(metric, values, resampling, unit=unit, max=float(values.max()), **facts)
+    return within(found, 0.0)
 
 
 def _paired_indicators(

@@ -126,6 +126,19 @@ def share_interval(hits: np.ndarray, resampling: Resampling) -> Interval:
     return Interval(lower, upper, level, "clopper_pearson")
 
 
+def within(found: Estimate, low: float, high: float = math.inf) -> Estimate:
+    """An estimate with its interval cut to the values that the quantity can take.
+
+    Args:
+        found: the estimate; its value stays inside the interval.
+        low, high: least and largest possible value.
+    """
+    if found.value is None or found.lower is None or found.upper is None:
+        return found
+    lower, upper = max(low, found.lower), min(high, found.upper)
+    return replace(found, lower=min(lower, found.value), upper=max(upper, found.value))
+
+
 def bounded_mean(found: Estimate, shares: np.ndarray) -> Estimate:
     """A mean of shares with its interval cut to 0 to 1.
 
@@ -141,7 +154,7 @@ def bounded_mean(found: Estimate, shares: np.ndarray) -> Estimate:
     if found.lower is None or found.upper is None or found.level is None:
         return found
     if np.ptp(shares) > 0.0:
-        return replace(found, lower=max(0.0, found.lower), upper=min(1.0, found.upper))
+        return within(found, 0.0, 1.0)
     n, k, alpha = len(shares), float(shares.sum()), 1.0 - found.level
     lower = 0.0 if k <= 0.0 else float(betaincinv(k, n - k + 1, alpha / 2))
     upper = 1.0 if k >= n else float(betaincinv(k + 1, n - k, 1 - alpha / 2))

@@ -15,7 +15,13 @@ from calibit.measures.calibration import STATISTICS
 from calibit.measures.confidence import NO_ITEMS, means_of
 from calibit.measures.estimate import Estimate, undefined
 from calibit.measures.fidelity import jsd_values, kl_values, tv_values
-from calibit.measures.intervals import bca, paired_share_interval, percentile, share_interval
+from calibit.measures.intervals import (
+    bca,
+    paired_share_interval,
+    percentile,
+    share_interval,
+    within,
+)
 from calibit.measures.proper import brier_values
 from calibit.measures.resampling import Resampling, resampled_bin_sums, resampled_means
 from calibit.measures.scores import Scores
@@ -167,8 +173,20 @@ def divergences(
         facts[name] |= {"max": float(values.max())} if len(values) else {}
     facts["js_distance"]["base"] = 2.0
     named = means_of(columns, resampling, units=units)
-    return {name: replace(one, extra=facts[name]) for name, one in named.items()}
+    return {
+        name: within(replace(one, extra=facts[name]), *RANGES[name]) for name, one in named.items()
+    }
 
+
+RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("conf", "conf_true", "conf_err", "conf_correct"), (0.0, 1.0)),
+    **dict.fromkeys(("margin", "abs_gap", "brier_top1", "auroc", "aurc"), (0.0, 1.0)),
+    **dict.fromkeys(("jsd", "js_distance", "tv"), (0.0, 1.0)),
+    **dict.fromkeys(("kl_ab", "kl_ba", "nll", "entropy"), (0.0, math.inf)),
+    "brier": (0.0, 2.0),
+}
+"""Values that a level or a divergence can take (jsd in bits, js_distance in base 2): intervals are
+cut to them. Changes have no such limits here."""
 
 _RANKED = ("auroc", "aurc", "e_aurc")
 _POINTS = ("mce", "sce", "ace_nixon", "tace", "debiased_l2_marginal", "smece", "ece_null")
@@ -325,7 +343,8 @@ def _with_interval(name: str, one: Statistic) -> Estimate:
         return out
     if name == "acc" and one.values is not None:
         return out.with_interval(share_interval(one.values, draw))
-    return _bounded(out, one.values, one.draws, draw)
+    found = _bounded(out, one.values, one.draws, draw)
+    return within(found, *RANGES[name]) if name in RANGES else found
 
 
 def _bounded(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from calibit import next_token, structure, weight
+from calibit import next_token, numbers, structure, weight
 from calibit.modules import QuantizedLinear
 from calibit.quantization.replay import Replay
 from calibit.schemes import Scheme
@@ -57,17 +57,15 @@ class HeldOut:
     @property
     def note(self) -> str | None:
         """A sentence where the solver is not better than nearest rounding."""
-        numbers = (
-            f"{self.kl:.4f} nats a token from the model before, nearest rounding "
-            f"{self.kl_nearest:.4f}"
-        )
+        own, nearest = (numbers.ascii_(numbers.small(kl)) for kl in (self.kl, self.kl_nearest))
+        seen = f"{own} nats a token from the model before, nearest rounding {nearest}"
         if self.difference > _SURE * self.standard_error:
             return (
-                f"WORSE THAN NEAREST ROUNDING on held-out text ({numbers}): do not ship it; try "
+                f"WORSE THAN NEAREST ROUNDING on held-out text ({seen}): do not ship it; try "
                 "activation order (-actorder), more calibration text, or the format without solver"
             )
         if self.difference > -_SURE * self.standard_error:
-            return f"not shown to be better than nearest rounding on held-out text ({numbers})"
+            return f"not shown to be better than nearest rounding on held-out text ({seen})"
         return None
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,9 +4,11 @@ built on the original, whether the change is real and which way it goes."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from calibit import numbers
+from calibit.numbers import Style
 from calibit.reporting import figures
 from calibit.reporting.panels import trusted
 from calibit.reporting.view import Candidate
@@ -34,11 +36,15 @@ CLAIMS = {
     "ece": ("calibration error (ECE)", "points", 100, 2),
 }
 MAGNITUDES = {
-    "all_flips": ("changed answers", "% of items", 100, 2),
-    "kl_ab": ("KL from the original", "nats", 1, 5),
-    "jsd": ("Jensen\u2013Shannon divergence", "nats", 1, 5),
-    "tv": ("total variation", "points", 100, 3),
-    "abs_d_conf_true": ("change of the right answer's probability, without sign", "points", 100, 3),
+    "all_flips": ("changed answers", "% of items", Style(2, 100)),
+    "kl_ab": ("KL from the original", "nats", Style(5, small=True)),
+    "jsd": ("Jensen\u2013Shannon divergence", "nats", Style(5, small=True)),
+    "tv": ("total variation", "points", Style(3, 100, small=True)),
+    "abs_d_conf_true": (
+        "change of the right answer's probability, without sign",
+        "points",
+        Style(3, 100, small=True),
+    ),
 }
 
 
@@ -215,16 +221,16 @@ def _repair(name: str, found: Control) -> dict[str, Any] | None:
 def _noise(name: str, found: Control) -> dict[str, Any]:
     rows = []
     for key, one in found["magnitudes"].items():
-        words, unit, scale, digits = MAGNITUDES[key]
+        words, unit, style = MAGNITUDES[key]
         above = one["state"] == "above_floor"
+        excess, signed = one["excess"], replace(style, signed=True)
+        bounds = signed.interval(excess["lower"], excess["upper"])
         rows.append(
             (
                 words,
                 unit,
-                numbers.fixed(one["floor"], digits=digits, scale=scale),
-                numbers.fixed(one["largest"], digits=digits, scale=scale),
-                numbers.fixed(one["candidate"], digits=digits, scale=scale),
-                change(one["excess"], digits=digits, scale=scale, unit=""),
+                *(style.value(one[side]) for side in ("floor", "largest", "candidate")),
+                f"{signed.value(excess['value'])} {bounds}".strip(),
                 "above the floor" if above else "not distinguishable",
             )
         )

@@ -30,7 +30,7 @@ def of_comparison(
         command: what made it.
     """
     base, own = metas
-    names = [_name(comparison, side) for side in ("a", "b")]
+    names = (str(comparison.models["a"]["title"]), _label(comparison.models["b"]))
     return {
         "calibit": version("calibit"),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -68,12 +68,11 @@ def of_comparison(
     }
 
 
-def _name(comparison: Comparison, side: str) -> str:
-    """The model's name; a path shows its last part only."""
-    found = comparison.models[side].get("name")
-    if isinstance(found, Mapping):
-        found = found.get("name")
-    return str(found or side).rstrip("/").rpartition("/")[2]
+def _label(model: Meta) -> str:
+    """The candidate's name where it says the scheme, or none is known, else both; a path shows its
+    last part only."""
+    short, scheme = str(model["name"]).rstrip("/").rpartition("/")[2], model["scheme"]
+    return short if scheme is None or str(scheme) in short else str(model["title"])
 
 
 def _row(name: str, meta: Meta) -> dict[str, Any]:

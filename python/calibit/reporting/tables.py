@@ -68,7 +68,6 @@ def _gate_scale(known: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 def _gate_cell(gate: Mapping[str, Any] | None, low: float, high: float) -> dict[str, Any]:
     if gate is None:
         return {"plot": "", "text": numbers.MISSING, "about": "", "state": "not judged"}
-    _, _, factor, digits = wording.gate_words(gate)
     plot = figures.interval_cell(
         _ends(gate, "damage"),
         low=low,
@@ -76,7 +75,7 @@ def _gate_cell(gate: Mapping[str, Any] | None, low: float, high: float) -> dict[
         margin=gate["margin"],
         tone=_STATE_TONES[gate["state"]],
     )
-    damage = numbers.fixed(gate["damage"], digits=digits, scale=factor, signed=True)
+    damage = wording.gate_style(gate).value(gate["damage"])
     state = wording.GATE_STATES[gate["state"]]
     need = wording.gate_need(gate)
     where = wording.gate_slice(gate)

@@ -336,12 +336,11 @@ def _item_rows(measured: Sequence[Candidate], *, details: bool) -> list[Row]:
             "",
             [_flip_cell(one["comparison"]["flips"]) for one in measured],
         ),
-        _divergence_row(measured, "kl_ab", "KL from original", "KL", "nats", 1, 4),
+        _divergence_row(measured, "kl_ab", "KL from original", "KL", "nats"),
     ]
     if details:
-        table.append(
-            _divergence_row(measured, "js_distance", "JS distance, base 2", "JS distance", "", 1, 4)
-        )
+        label = "JS distance, base 2"
+        table.append(_divergence_row(measured, "js_distance", label, "JS distance", ""))
     worst = [_worst_cell(one["comparison"].get("worst_slice")) for one in measured]
     return [
         *table,
@@ -365,23 +364,13 @@ def _flip_cell(flips: Mapping[str, Any]) -> Cell:
 
 
 def _divergence_row(
-    measured: Sequence[Candidate],
-    key: str,
-    label: str,
-    short: str,
-    unit: str,
-    scale: float,
-    digits: int,
+    measured: Sequence[Candidate], key: str, label: str, short: str, unit: str
 ) -> Row:
-    cells = [Cell("")]
+    cells, style = [Cell("")], Style(4, small=True)
     for one in measured:
         found = one["comparison"][key]
-        bounds = numbers.interval(
-            found.get("lower"), found.get("upper"), digits=digits, scale=scale, signed=False
-        )
-        cells.append(
-            Cell(numbers.fixed(found.get("value"), digits=digits, scale=scale), "", bounds)
-        )
+        bounds = style.interval(found.get("lower"), found.get("upper"))
+        cells.append(Cell(style.value(found.get("value")), "", bounds))
     return Row(key, label, short, unit, "", ITEMS, tuple(cells))
 
 

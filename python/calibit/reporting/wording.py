@@ -10,6 +10,8 @@ from typing import Any
 
 from calibit import numbers
 from calibit.measures.intervals import FEW_CLUSTERS
+from calibit.numbers import Style
+from calibit.verdict.sentences import DIVERGENCES
 
 Gate = Mapping[str, Any]
 
@@ -78,6 +80,12 @@ def gate_words(gate: Gate) -> tuple[str, str, float, int]:
     return (f"{name}, worst slice" if metric.startswith(_WORST) else name), unit, factor, digits
 
 
+def gate_style(gate: Gate) -> Style:
+    """How a gate's damage and bounds are printed."""
+    _, _, factor, digits = gate_words(gate)
+    return Style(digits, factor, signed=True, small=gate["metric"] in DIVERGENCES)
+
+
 def gate_margin(gate: Gate) -> str:
     """The margin with its unit, "3 points"."""
     _, unit, factor, _ = gate_words(gate)
@@ -90,8 +98,7 @@ def gate_need(gate: Gate) -> str:
         return ""
     strict = gate.get("strict_lower")
     if strict is not None and gate["lower"] is not None and gate["lower"] > gate["margin"]:
-        _, _, factor, digits = gate_words(gate)
-        begins = numbers.fixed(strict, digits=digits, scale=factor, signed=True)
+        begins = gate_style(gate).value(strict)
         level = numbers.percent(gate["strict_level"])
         return f"at {level}, which hold takes, it begins at {begins}"
     if gate["n_needed"] is None:
@@ -107,8 +114,7 @@ def gate_need(gate: Gate) -> str:
 
 def gate_bounds(gate: Gate) -> tuple[str, str]:
     """The interval that decides a gate, "[−0.2, +8.0]", and what is special about it."""
-    _, _, factor, digits = gate_words(gate)
-    bounds = numbers.interval(gate["lower"], gate["upper"], digits=digits, scale=factor)
+    bounds = gate_style(gate).interval(gate["lower"], gate["upper"])
     level = numbers.percent(gate["level"]).replace(" ", numbers.NO_BREAK)
     special = f"{level} interval" if gate["state"] == "fail" else ""
     if gate.get("all_at_once"):
@@ -125,9 +131,9 @@ def gate_slice(gate: Gate) -> str:
 
 def gate_line(gate: Gate) -> str:
     """A gate in one line: what, how much, against what, what is missing."""
-    name, unit, factor, digits = gate_words(gate)
+    name, unit, *_ = gate_words(gate)
     where = f" ({slice_words(gate['slice'])})" if gate.get("slice") else ""
-    damage = numbers.fixed(gate["damage"], digits=digits, scale=factor, signed=True)
+    damage = gate_style(gate).value(gate["damage"])
     bounds, special = gate_bounds(gate)
     seen = " ".join(filter(None, (damage, unit, bounds, f"({special})" if special else "")))
     need = gate_need(gate)

@@ -15,7 +15,7 @@ from calibit.reporting.view import Audit, Candidate, Cell, Row
 WRITTEN, PROMPTS, LANGUAGES = "Answers in free text", "Your prompts", "Languages"
 
 _SHARE, _POINTS = Style(1, 100), Style(1, 100, signed=True)
-_NATS = Style(4)
+_NATS = Style(4, small=True)
 
 _PROMPT_ROWS = (
     # entry, label, short label, unit, style

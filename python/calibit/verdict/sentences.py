@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from calibit import numbers
 from calibit.measures.intervals import FEW_CLUSTERS
 from calibit.measures.slices import N_MIN
 from calibit.verdict.gates import FAIL, PASS, UNJUDGED, Gate
@@ -12,6 +13,9 @@ from calibit.verdict.policy import LABELLED, NEEDS, WORST
 
 NO_SLICE = f"none has at least {N_MIN} items and fewer than all"
 """Why no slice is searched."""
+
+DIVERGENCES = ("kl", "token_kl")
+"""Metrics that are often far below 1: shown with significant digits."""
 
 _FALSE_ACCEPTS = "rate of false accepts at the original's threshold"
 _WORDS = {
@@ -33,11 +37,9 @@ _WORDS = {
 
 def gate_sentence(gate: Gate) -> str:
     """What a gate says: metric, damage with bounds, margin, and what an open gate waits for."""
-    words, direction, unit, factor, digits = _WORDS[gate.metric.removeprefix(WORST)]
+    words, direction, unit, factor, _ = _WORDS[gate.metric.removeprefix(WORST)]
     unit = f" {unit}" if unit else ""
-    damage, low, high = (
-        f"{factor * value + 0.0:.{digits}f}" for value in (gate.damage, gate.lower, gate.upper)
-    )
+    damage, low, high = (_shown(gate, value) for value in (gate.damage, gate.lower, gate.upper))
     kind = "bounds for all slices at once" if gate.all_at_once else "interval"
     bounds = f"{100 * gate.level:.3g}% {kind} {low} to {high}"
     seen = f"{direction} {damage}{unit} ({bounds if math.isfinite(gate.upper) else 'no interval'})"
@@ -50,7 +52,7 @@ def gate_sentence(gate: Gate) -> str:
         return f"{lead} holds: {seen}, below {margin}."
     if gate.state == FAIL:
         return f"{lead} is damaged: {seen}, above {margin}."
-    against = f"{seen} against {margin}{_at_the_corrected_level(gate, factor, digits)}"
+    against = f"{seen} against {margin}{_at_the_corrected_level(gate)}"
     if gate.state == UNJUDGED:
         return f"{lead} is not judged: {against}; every slice is too small to pass."
     return f"{lead} is not settled: {against}; {_wanted(gate)}."
@@ -106,11 +108,18 @@ def missing_sentence(
     return f"Not judged: {'; '.join(parts)}."
 
 
-def _at_the_corrected_level(gate: Gate, factor: float, digits: int) -> str:
+def _shown(gate: Gate, value: float) -> str:
+    """A damage or bound in the unit of its metric."""
+    *_, factor, digits = _WORDS[gate.metric.removeprefix(WORST)]
+    show = numbers.small if gate.metric in DIVERGENCES else numbers.fixed
+    return numbers.ascii_(show(value, digits=digits, scale=factor))
+
+
+def _at_the_corrected_level(gate: Gate) -> str:
     """Why a gate is open although its interval lies above the margin."""
     if not gate.lower > gate.margin or gate.strict_lower is None or gate.strict_level is None:
         return ""
-    level, low = f"{100 * gate.strict_level:.3g}%", f"{factor * gate.strict_lower:.{digits}f}"
+    level, low = f"{100 * gate.strict_level:.3g}%", _shown(gate, gate.strict_lower)
     return f" (hold asks for {level}, where the bounds start at {low})"
 
 
