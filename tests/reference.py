@@ -92,13 +92,14 @@ class Rule:
     codebook: list[float] | None = None
     clip: bool = False
 
-    def fit(self, x: np.ndarray) -> tuple[float, float]:
+    def fit(self, x: np.ndarray, importance: np.ndarray | None = None) -> tuple[float, float]:
         """Scale, as stored, and zero point of a group."""
         if not self.clip:
             return self._full_range(x.min(), x.max())
         shares = [1 - i / 100 for i in range(80)]
         found = [self._full_range(x.min() * p, x.max() * p) for p in shares]
-        losses = [(np.abs(self.round(x, *f)[1] - x) ** 2.4).sum() for f in found]
+        errors = [np.abs(self.round(x, *f)[1] - x) for f in found]
+        losses = [(e**2.4).sum() if importance is None else e**2 @ importance for e in errors]
         return found[int(np.argmin(losses))]
 
     def _full_range(self, lo: float, hi: float) -> tuple[float, float]:
@@ -140,7 +141,8 @@ def column_solver(
     """GPTQ, arXiv 2210.17323, algorithm 1 in float64 without blocks; returns the rounded weight.
 
     A group's scale comes from the updated weights when its first column is reached, or with `order`
-    from the original ones. `fixed` [N, G] are scales to be used as they are.
+    from the original ones. `fixed` [N, G] are scales to be used as they are. A clip search weights
+    squared errors by what they cost at their turn, 1 / u_tt^2.
     """
     n, k = w.shape
     slices = column_groups(k, group)
@@ -148,11 +150,15 @@ def column_solver(
     steps = np.arange(k) if order is None else order
     u = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(steps, steps)])).T
     work, out = w.astype(np.float64).copy(), np.zeros((n, k))
-    fits = [[rule.fit(work[i, s]) for s in slices] for i in range(n)] if order is not None else None
+    cost = np.empty(k)
+    cost[steps] = 1 / np.diag(u) ** 2
+    fits = None
+    if order is not None:
+        fits = [[rule.fit(work[i, s], cost[s]) for s in slices] for i in range(n)]
     for t, c in enumerate(steps):
         g = next(i for i, s in enumerate(slices) if s.start <= c < s.stop)
         if order is None and c == slices[g].start:
-            current = [rule.fit(work[i, slices[g]]) for i in range(n)]
+            current = [rule.fit(work[i, slices[g]], cost[slices[g]]) for i in range(n)]
         for i in range(n):
             scale, zero = fits[i][g] if fits is not None else current[i]
             if fixed is not None:

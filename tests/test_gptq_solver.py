@@ -160,6 +160,39 @@ def test_clip_search_of_nearest_rounding_finds_the_smallest_error(text: str) -> 
             assert errors[0] <= errors[1] * (1 + 1e-5) + 1e-30
 
 
+@pytest.mark.parametrize("text", ["int4-g24", "int3-g24-asym", "int4-row-fzero", "nf4-g24"])
+def test_clip_search_with_importance_finds_the_smallest_weighted_error(text: str) -> None:
+    w, importance = weight(20), np.exp(3 * np.random.default_rng(2).normal(size=K))
+    scheme = schemes.parse(f"{text}-mse")
+    rule, f = rule_of(scheme), scheme.weight_format
+    numbers = (f.bits, max(scheme.group, 0), ops.scale_kind(f.scale_type, rule.zero))
+    book = None if f.codebook is None else np.array(f.codebook, np.float32)
+    weights = importance.astype(np.float32)
+    _, scales, zeros = _C.quantize(w, *numbers, codebook=book, clip=True, importance=weights)
+    for g, s in enumerate(reference.column_groups(K, scheme.group or K)):
+        for i, row in enumerate(w[:, s].astype(np.float64)):
+            zero = 2.0 ** (f.bits - 1) if zeros is None else float(zeros[i, g])
+            found = (float(scales[i, g]), zero)
+            got, best = (
+                (rule.round(row, *fit)[1] - row) ** 2 @ importance[s]
+                for fit in (found, rule.fit(row, importance[s]))
+            )
+            # Candidates that are equally good to float32 may change places.
+            assert got <= best * (1 + 1e-4) + 1e-30
+
+
+def test_importance_is_what_an_error_costs_at_its_turn() -> None:
+    h = torch.from_numpy(hessian())
+    for ordered in (False, True):
+        factored = factor(h, activation_order=ordered)
+        order = np.arange(K) if factored.order is None else factored.order.numpy()
+        damped = h.numpy() + 0.01 * np.diag(h.numpy()).mean() * np.eye(K)
+        for t in (0, 5, K - 1):
+            inverse = np.linalg.inv(damped[np.ix_(order[t:], order[t:])])
+            cost = 1 / (inverse[0, 0] * float((1 / factored.upper.diagonal() ** 2).max()))
+            assert float(factored.importance[order[t]]) == pytest.approx(cost, rel=1e-5)
+
+
 def test_clip_search_helps_few_bits_most() -> None:
     w = weight(200, 128)
     for bits, gain in ((2, 0.7), (3, 0.9), (4, 0.97)):
@@ -191,9 +224,10 @@ def test_clip_search_gives_the_same_bits_in_every_table(table: str, name: str, z
     book = None if f.codebook is None else np.array(f.codebook, np.float32)
     for k, group in ((72, 24), (131, 0), (130, 32)):
         arguments = (weight(9, k), f.bits, group, ops.scale_kind(f.scale_type, zero))
-        got = _C.quantize(*arguments, codebook=book, clip=True, kernels=table)
-        want = _C.quantize(*arguments, codebook=book, clip=True, kernels="portable")
-        assert same(got, want)
+        for importance in (None, np.random.default_rng(k).random(k, np.float32)):
+            options = {"codebook": book, "clip": True, "importance": importance}
+            got = _C.quantize(*arguments, **options, kernels=table)
+            assert same(got, _C.quantize(*arguments, **options, kernels="portable"))
 
 
 # --- the operator -------------------------------------------------------------------------------
@@ -221,9 +255,11 @@ def test_every_table_gives_the_same_codes(
     kind = ops.scale_kind(scale, zero)
     for n, k in ((1, 8), (50, 131), (97, 40)):
         arguments = (weight(n, k), upper(hessian(k)), bits, group, kind)
-        got = _C.gptq_solve(*arguments, codebook=book, clip=clip, kernels=table)
-        want = _C.gptq_solve(*arguments, codebook=book, clip=clip, kernels="portable")
-        assert same(got, want)
+        importance = np.random.default_rng(k).random(k, np.float32)
+        for options in ({}, {"importance": importance}) if clip else ({},):
+            options |= {"codebook": book, "clip": clip}
+            got = _C.gptq_solve(*arguments, **options, kernels=table)
+            assert same(got, _C.gptq_solve(*arguments, **options, kernels="portable"))
 
 
 def test_codes_do_not_depend_on_threads_or_runs() -> None:

@@ -181,8 +181,8 @@ def operator_arguments() -> dict[str, tuple]:
     plain = kind("f16", "u8")
     confidence = tuple(t.zero_() for t in ops.confidence_state(20, 2))
     return {
-        "quantize": (w, None, None, None, 4, 32, plain, False),
-        "gptq_solve": (w, h, q.codebook, None, None, None, 4, 64, kind("f32"), False),
+        "quantize": (w, None, None, None, None, 4, 32, plain, False),
+        "gptq_solve": (w, h, q.codebook, None, None, None, None, 4, 64, kind("f32"), False),
         "dequantize": (q.codes, q.scales, None, q.codebook, *nested, *numbers),
         "double_quantize": (torch.rand(20, 3),),
         "pack_weight": (q.codes, q.scales, None, *nested, *numbers),
@@ -278,6 +278,8 @@ WRONG = [
     ("quantize", 3, torch.zeros(20, 3), r"\[quantize\] expected zeros together with scales"),
     ("quantize", 2, torch.zeros(20, 4),
      r"\[quantize\] expected scales of dtype float16, got float32"),
+    ("quantize", 4, torch.ones(70), r"\[quantize\] expected importance together with clip"),
+    ("gptq_solve", 6, torch.ones(7), r"\[gptq_solve\] expected importance of shape \[70\]"),
     ("gptq_solve", 1, torch.zeros(70, 70),
      r"\[gptq_solve\] expected an upper factor with a positive diagonal"),
     ("gptq_solve", 1, torch.eye(7), r"\[gptq_solve\] expected u of shape \[70, 70\]"),
@@ -300,6 +302,14 @@ def test_wrong_input_is_named(name: str, at: int, value, message: str) -> None:
     arguments[at] = value
     with pytest.raises(ValueError, match=message):
         getattr(torch.ops.calibit, name)(*arguments)
+
+
+def test_importance_must_be_finite_and_not_negative() -> None:
+    for wrong in (-1.0, np.inf, np.nan):
+        importance = np.ones(8, np.float32)
+        importance[3] = wrong
+        with pytest.raises(ValueError, match=r"\[quantize\] expected importance >= 0 .* at 3"):
+            _C.quantize(random_weight(2, 8), 4, 8, kind("f16"), clip=True, importance=importance)
 
 
 def test_twin_refuses_unknown_and_unsupported_kernels() -> None:

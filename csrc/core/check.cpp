@@ -1,5 +1,7 @@
 #include "core/check.h"
 
+#include <cmath>
+
 #include "core/error.h"
 
 namespace calibit {
@@ -102,6 +104,15 @@ void check_zeros(const char* op, const WeightSpec& spec, const Array& zeros) {
     check_array(op, "zeros", zeros, zero_dtype(spec.zero), {spec.n, groups(spec)});
 }
 
+void check_importance(const char* op, const Array& importance, std::int64_t k, bool clip) {
+  check_array(op, "importance", importance, DType::f32, {k});
+  require(clip, op, "expected importance together with clip, got importance alone");
+  const float* values = importance.floats();
+  for (std::int64_t i = 0; i < k; ++i)
+    require(values[i] >= 0 && std::isfinite(values[i]), op,
+            "expected importance >= 0 and finite, got ", values[i], " at ", i);
+}
+
 }  // namespace
 
 CanonicalWeight check_canonical(const char* op, const WeightSpec& spec, const CanonicalArrays& a) {
@@ -131,7 +142,7 @@ PackedWeight check_packed(const char* op, const WeightSpec& spec, const Array& p
 
 QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array& w,
                             const Array& codebook, const Array& scales, const Array& zeros,
-                            bool clip) {
+                            const Array& importance, bool clip) {
   check_array(op, "w", w, DType::f32, {spec.n, spec.k});
   require(spec.scale != ScaleType::nested, op,
           "expected plain scales: quantize them first, then call double_quantize");
@@ -143,8 +154,17 @@ QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array&
     require(!zeros.present(), op, "expected zeros together with scales, got zeros alone");
   }
   require(!fixed || !clip, op, "expected no clip search with given scales, got both");
-  return {spec,    w.floats(), check_codebook(op, spec, codebook), {}, fixed, nullptr, nullptr,
-          nullptr, clip};
+  if (importance.present()) check_importance(op, importance, spec.k, clip);
+  return {spec,
+          w.floats(),
+          check_codebook(op, spec, codebook),
+          {},
+          fixed,
+          nullptr,
+          nullptr,
+          nullptr,
+          clip,
+          importance.floats()};
 }
 
 ConfidenceArgs check_confidence(const char* op, const Array& logits, const Array& labels,

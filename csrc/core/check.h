@@ -48,7 +48,7 @@ PackedWeight check_packed(const char* op, const WeightSpec& spec, const Array& p
 // Inputs of quantize and gptq_solve. codes, scales, zeros of the result are left null.
 QuantizeArgs check_quantize(const char* op, const WeightSpec& spec, const Array& w,
                             const Array& codebook, const Array& scales, const Array& zeros,
-                            bool clip);
+                            const Array& importance, bool clip);
 
 // Inputs of confidence_update. The state is left null.
 ConfidenceArgs check_confidence(const char* op, const Array& logits, const Array& labels,

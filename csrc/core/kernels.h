@@ -30,8 +30,9 @@ struct QuantizeArgs {
   void* scales;         // [N, G]
   void* zeros;          // [N, G] or null
   // Choose the share of a group's range by the smallest error (shrink() in scalar.h) instead of
-  // taking the whole range.
+  // taking the whole range; the error is a sum of |error|^2.4, or of importance * error^2.
   bool clip = false;
+  const float* importance = nullptr;  // [K] of the columns, or null
 };
 
 // GPTQ's column solver on tiles of up to kSolveRows rows of W, one row per lane. Column order[t] is

@@ -240,7 +240,8 @@ static inline Bounds bounds_of(const QuantizeArgs& a) {
 // ---- clip search
 // -----------------------------------------------------------------------------------
 // The rule of GPTQ's code (Frantar et al., arXiv 2210.17323): of the ranges shrunk to 100 %, 99 %,
-// ... 21 %, the first with the smallest sum of |error|^2.4.
+// ... 21 %, the first with the smallest sum of |error|^2.4; or, where the columns' importance is
+// known, with the smallest sum of importance * error^2.
 
 constexpr int kShrinkSteps = 80;
 static inline float shrink(int step) { return 1 - 0.01f * float(step); }

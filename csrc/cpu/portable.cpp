@@ -5,8 +5,9 @@
 namespace calibit {
 namespace {
 
-// Scale and zero point of one group of a row, stored at index i.
-ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t length, int64_t i) {
+// Scale and zero point of one group of a row, stored at index i; `first` is its first column.
+ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t first, int64_t length,
+                   int64_t i) {
   float lo = w[0], hi = w[0];
   for (int64_t j = 1; j < length; ++j) {
     lo = w[j] < lo ? w[j] : lo;
@@ -18,7 +19,8 @@ ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t length, int64_
     for (int64_t j = 0; j < length; ++j) {
       const float value = value_of(a.spec, a.values, encode(a, w[j], sz)) - sz.zero;
       const float error = value * sz.scale - w[j];
-      sums[j % kPartialSums] += power_of_square(error * error);
+      sums[j % kPartialSums] +=
+          a.importance ? a.importance[first + j] * (error * error) : power_of_square(error * error);
     }
     return total_of(sums);
   });
@@ -35,7 +37,7 @@ void quantize(const QuantizeArgs& a, int64_t row_begin, int64_t row_end) {
       const int64_t length = group_length(s, g), i = n * g_count + g;
       const ScaleZero sz = a.fixed ? ScaleZero{load_scale(s.scale, a.scales, i, {}, i),
                                                load_zero(s.zero, a.zeros, i)}
-                                   : scale_of(a, w, length, i);
+                                   : scale_of(a, w, g * s.group, length, i);
       for (int64_t j = 0; j < length; ++j)
         put_code(codes, g * s.group + j, s.bits, encode(a, w[j], sz));
     }
@@ -164,7 +166,7 @@ void start_group(const SolveArgs& a, const SolveTile& tile, int64_t t) {
     float* w = tile.rows_of_group + r * s.group;
     for (int64_t j = 0; j < length; ++j) w[j] = tile.weights[(t + j) * kSolveRows + r];
     set_scale(a.quantize, tile, g, r,
-              scale_of(a.quantize, w, length, (tile.row + r) * groups(s) + g));
+              scale_of(a.quantize, w, t, length, (tile.row + r) * groups(s) + g));
   }
 }
 

@@ -142,9 +142,10 @@ typename V::Float power_of_square(typename V::Float y) {
   return V::mul(y, V::mul(y, z4));
 }
 
-// Sum of |error|^2.4 of a group; `value` gives what a vector of weights is rounded to.
+// Sum of a group's errors, |error|^2.4 or importance * error^2; `value` gives what a vector of
+// weights is rounded to, `importance` is null or that of the group's columns.
 template <class V, class Value>
-float sum_of_powers(const float* w, int64_t length, const Value& value) {
+float sum_of_errors(const float* w, const float* importance, int64_t length, const Value& value) {
   using Float = typename V::Float;
   constexpr int kParts = kPartialSums / V::kWidth;
   Float sums[kParts];
@@ -155,7 +156,14 @@ float sum_of_powers(const float* w, int64_t length, const Value& value) {
       if (left <= 0) break;
       const Float x = left >= V::kWidth ? V::load(w + at) : V::load_part(w + at, left, V::set1(0));
       const Float error = V::sub(value(x), x);
-      Float power = power_of_square<V>(V::mul(error, error));
+      const Float square = V::mul(error, error);
+      if (importance) {  // 0 for a lane past the end
+        const Float share = left >= V::kWidth ? V::load(importance + at)
+                                              : V::load_part(importance + at, left, V::set1(0));
+        sums[i] = V::add(sums[i], V::mul(share, square));
+        continue;
+      }
+      Float power = power_of_square<V>(square);
       if (left < V::kWidth) {  // a lane past the end may have an error of its own
         alignas(64) float lanes[V::kWidth];
         V::store(lanes, power);
@@ -177,10 +185,12 @@ typename V::Table sorted_table(const QuantizeArgs& a) {
   return V::table(entries);
 }
 
-// Scale and zero point of one group of a row, stored at index i.
+// Scale and zero point of one group of a row, stored at index i; `first` is its first column.
 template <class V>
-ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t length, int64_t i) {
+ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t first, int64_t length,
+                   int64_t i) {
   using Float = typename V::Float;
+  const float* importance = a.importance ? a.importance + first : nullptr;
   const Range r = range_of<V>(w, length, a.values || a.spec.zero == ZeroType::none);
   if (!a.clip) return choose_scale(a, i, r.lo, r.hi);
   if (a.values) {
@@ -188,7 +198,7 @@ ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t length, int64_
     const typename V::Table table = sorted_table<V>(a);
     return search_scale(a, i, r.lo, r.hi, [&](ScaleZero sz) {
       const Float inverse = V::set1(inverse_scale(sz.scale)), scale = V::set1(sz.scale);
-      return sum_of_powers<V>(w, length, [&](Float x) {
+      return sum_of_errors<V>(w, importance, length, [&](Float x) {
         return V::mul(V::lookup16(table, search(V::mul(x, inverse))), scale);
       });
     });
@@ -197,8 +207,9 @@ ScaleZero scale_of(const QuantizeArgs& a, const float* w, int64_t length, int64_
   return search_scale(a, i, r.lo, r.hi, [&](ScaleZero sz) {
     const IntegerEncoder<V> encode(a.spec, sz);
     const Float zero = V::set1(middle + sz.zero), scale = V::set1(sz.scale);
-    return sum_of_powers<V>(
-        w, length, [&](Float x) { return V::mul(V::sub(V::to_float(encode(x)), zero), scale); });
+    return sum_of_errors<V>(w, importance, length, [&](Float x) {
+      return V::mul(V::sub(V::to_float(encode(x)), zero), scale);
+    });
   });
 }
 
@@ -214,7 +225,7 @@ void quantize(const QuantizeArgs& a, int64_t row_begin, int64_t row_end) {
       const int64_t length = group_length(s, g), i = n * g_count + g;
       const ScaleZero sz = a.fixed ? ScaleZero{load_scale(s.scale, a.scales, i, {}, i),
                                                load_zero(s.zero, a.zeros, i)}
-                                   : scale_of<V>(a, w, length, i);
+                                   : scale_of<V>(a, w, g * s.group, length, i);
       if (a.values) {
         const typename V::Float inverse = V::set1(inverse_scale(sz.scale));
         encode_group(w, length, out,

@@ -97,7 +97,7 @@ struct Solver {
       for (int64_t r = 0; r < tile.rows; ++r) {
         float* w = tile.rows_of_group + r * s.group;
         for (int64_t j = 0; j < length; ++j) w[j] = from[j * kSolveRows + r];
-        set_scale(q, tile, g, r, scale_of<V>(q, w, length, (tile.row + r) * groups(s) + g));
+        set_scale(q, tile, g, r, scale_of<V>(q, w, first, length, (tile.row + r) * groups(s) + g));
       }
       return;
     }

@@ -81,13 +81,13 @@ void unlocked(F&& f) {
 }
 
 py::tuple quantize_with(const char* op, const Input& w, const Input& codebook, const Input& scales,
-                        const Input& zeros, std::int64_t bits, std::int64_t group,
-                        std::int64_t scale_kind, bool clip, auto&& solve) {
+                        const Input& zeros, const Input& importance, std::int64_t bits,
+                        std::int64_t group, std::int64_t scale_kind, bool clip, auto&& solve) {
   require(w.array.dims == 2, op, "expected w of shape [N, K], got ", w.array.dims, " dimensions");
   const WeightSpec spec = make_spec(op, w.array.shape[0], w.array.shape[1], bits, group, scale_kind,
                                     codebook.array.present());
-  QuantizeArgs a =
-      check_quantize(op, spec, w.array, codebook.array, scales.array, zeros.array, clip);
+  QuantizeArgs a = check_quantize(op, spec, w.array, codebook.array, scales.array, zeros.array,
+                                  importance.array, clip);
   py::array codes = empty<std::uint8_t>({spec.n, row_bytes(spec)});
   py::array out_scales = a.fixed ? copied(scales) : empty_scales(spec);
   py::object out_zeros = a.fixed && zeros.array.present() ? copied(zeros) : empty_zeros(spec);
@@ -100,26 +100,27 @@ py::tuple quantize_with(const char* op, const Input& w, const Input& codebook, c
 
 py::tuple quantize_np(const py::array& w, std::int64_t bits, std::int64_t group,
                       std::int64_t scale_kind, const MaybeArray& codebook, const MaybeArray& scales,
-                      const MaybeArray& zeros, bool clip, const std::string& kernels) {
+                      const MaybeArray& zeros, bool clip, const MaybeArray& importance,
+                      const std::string& kernels) {
   const char* op = "quantize";
   const Kernels& table = kernels_named(kernels);
-  return quantize_with(op, {op, w}, {op, codebook}, {op, scales}, {op, zeros}, bits, group,
-                       scale_kind, clip,
+  return quantize_with(op, {op, w}, {op, codebook}, {op, scales}, {op, zeros}, {op, importance},
+                       bits, group, scale_kind, clip,
                        [&](const QuantizeArgs& a) { quantize(a, table, pool_for); });
 }
 
 py::tuple gptq_solve_np(const py::array& w, const py::array& u, std::int64_t bits,
                         std::int64_t group, std::int64_t scale_kind, const MaybeArray& codebook,
                         const MaybeArray& scales, const MaybeArray& zeros, const MaybeArray& order,
-                        bool clip, const std::string& kernels) {
+                        bool clip, const MaybeArray& importance, const std::string& kernels) {
   const char* op = "gptq_solve";
   const Input ui(op, u), oi(op, order);
   const Kernels& table = kernels_named(kernels);
   auto clipped = empty<std::int32_t>({w.ndim() > 0 ? w.shape(0) : 0});
   std::int32_t* count = clipped.mutable_data();
   const py::tuple solved = quantize_with(
-      op, {op, w}, {op, codebook}, {op, scales}, {op, zeros}, bits, group, scale_kind, clip,
-      [&](const QuantizeArgs& a) {
+      op, {op, w}, {op, codebook}, {op, scales}, {op, zeros}, {op, importance}, bits, group,
+      scale_kind, clip, [&](const QuantizeArgs& a) {
         check_array(op, "u", ui.array, DType::f32, {a.spec.k, a.spec.k});
         if (oi.array.present()) check_array(op, "order", oi.array, DType::i32, {a.spec.k});
         gptq_solve({a, ui.array.floats(), static_cast<const std::int32_t*>(oi.array.data), count},
@@ -419,12 +420,12 @@ PYBIND11_MODULE(_C, m) {
   const auto none = py::none();
   m.def("quantize", &quantize_np, py::arg("w"), py::arg("bits"), py::arg("group"),
         py::arg("scale_kind"), py::kw_only(), py::arg("codebook") = none, py::arg("scales") = none,
-        py::arg("zeros") = none, py::arg("clip") = false, py::arg("kernels") = "",
-        "Nearest rounding: (codes, scales, zeros or None).");
+        py::arg("zeros") = none, py::arg("clip") = false, py::arg("importance") = none,
+        py::arg("kernels") = "", "Nearest rounding: (codes, scales, zeros or None).");
   m.def("gptq_solve", &gptq_solve_np, py::arg("w"), py::arg("u"), py::arg("bits"), py::arg("group"),
         py::arg("scale_kind"), py::kw_only(), py::arg("codebook") = none, py::arg("scales") = none,
         py::arg("zeros") = none, py::arg("order") = none, py::arg("clip") = false,
-        py::arg("kernels") = "",
+        py::arg("importance") = none, py::arg("kernels") = "",
         "GPTQ column solver: (codes, scales, zeros or None, weights cut off per row).");
   m.def("dequantize", &dequantize_np, py::arg("codes"), py::arg("scales"), py::arg("n"),
         py::arg("k"), py::arg("bits"), py::arg("group"), py::arg("scale_kind"), py::kw_only(),

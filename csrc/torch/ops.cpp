@@ -141,14 +141,15 @@ struct QuantizeOutputs {
 };
 
 CodesScalesZeros quantize_op(const Tensor& w, const MaybeTensor& codebook,
-                             const MaybeTensor& scales, const MaybeTensor& zeros, std::int64_t bits,
-                             std::int64_t group, std::int64_t scale_kind, bool clip) {
+                             const MaybeTensor& scales, const MaybeTensor& zeros,
+                             const MaybeTensor& importance, std::int64_t bits, std::int64_t group,
+                             std::int64_t scale_kind, bool clip) {
   const char* op = "quantize";
-  const Input wi(op, w), ci(op, codebook), si(op, scales), zi(op, zeros);
+  const Input wi(op, w), ci(op, codebook), si(op, scales), zi(op, zeros), pi(op, importance);
   require(wi.array.dims == 2, op, "expected w of shape [N, K], got ", wi.array.dims, " dimensions");
   const WeightSpec spec = make_spec(op, wi.array.shape[0], wi.array.shape[1], bits, group,
                                     scale_kind, codebook.has_value());
-  QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array, clip);
+  QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array, pi.array, clip);
   QuantizeOutputs out(a, si, zi);
   quantize(a, active_kernels(), pool_for);
   return {out.codes, out.scales, out.zeros};
@@ -156,14 +157,15 @@ CodesScalesZeros quantize_op(const Tensor& w, const MaybeTensor& codebook,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gptq_solve_op(
     const Tensor& w, const Tensor& u, const MaybeTensor& codebook, const MaybeTensor& scales,
-    const MaybeTensor& zeros, const MaybeTensor& order, std::int64_t bits, std::int64_t group,
-    std::int64_t scale_kind, bool clip) {
+    const MaybeTensor& zeros, const MaybeTensor& order, const MaybeTensor& importance,
+    std::int64_t bits, std::int64_t group, std::int64_t scale_kind, bool clip) {
   const char* op = "gptq_solve";
-  const Input wi(op, w), ui(op, u), ci(op, codebook), si(op, scales), zi(op, zeros), oi(op, order);
+  const Input wi(op, w), ui(op, u), ci(op, codebook), si(op, scales), zi(op, zeros), oi(op, order),
+      pi(op, importance);
   require(wi.array.dims == 2, op, "expected w of shape [N, K], got ", wi.array.dims, " dimensions");
   const WeightSpec spec = make_spec(op, wi.array.shape[0], wi.array.shape[1], bits, group,
                                     scale_kind, codebook.has_value());
-  QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array, clip);
+  QuantizeArgs a = check_quantize(op, spec, wi.array, ci.array, si.array, zi.array, pi.array, clip);
   check_array(op, "u", ui.array, DType::f32, {spec.k, spec.k});
   if (order) check_array(op, "order", oi.array, DType::i32, {spec.k});
   QuantizeOutputs out(a, si, zi);
@@ -316,12 +318,12 @@ void confidence_update_op(const Tensor& sums, const Tensor& argmax, const Tensor
 // tensor.
 STABLE_TORCH_LIBRARY(calibit, m) {
   m.def(
-      "quantize(Tensor w, Tensor? codebook, Tensor? scales, Tensor? zeros, int bits, int group, "
-      "int scale_kind, bool clip) -> (Tensor, Tensor, Tensor)");
+      "quantize(Tensor w, Tensor? codebook, Tensor? scales, Tensor? zeros, Tensor? importance, "
+      "int bits, int group, int scale_kind, bool clip) -> (Tensor, Tensor, Tensor)");
   m.def(
       "gptq_solve(Tensor w, Tensor u, Tensor? codebook, Tensor? scales, Tensor? zeros, "
-      "Tensor? order, int bits, int group, int scale_kind, bool clip) -> (Tensor, Tensor, Tensor, "
-      "Tensor)");
+      "Tensor? order, Tensor? importance, int bits, int group, int scale_kind, bool clip) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "dequantize(Tensor codes, Tensor scales, Tensor? zeros, Tensor? codebook, "
       "Tensor? nested_scales, Tensor? nested_codebook, Tensor? nested_offset, int n, int k, "

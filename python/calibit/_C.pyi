@@ -111,6 +111,7 @@ def gptq_solve(
     zeros: numpy.ndarray | None = None,
     order: numpy.ndarray | None = None,
     clip: bool = False,
+    importance: numpy.ndarray | None = None,
     kernels: str = "",
 ) -> tuple:
     """
@@ -191,6 +192,7 @@ def quantize(
     scales: numpy.ndarray | None = None,
     zeros: numpy.ndarray | None = None,
     clip: bool = False,
+    importance: numpy.ndarray | None = None,
     kernels: str = "",
 ) -> tuple:
     """

@@ -34,12 +34,12 @@ def _canonical(like: Tensor, n: int, k: int, bits: int, group: int, kind: int) -
 
 
 @torch.library.register_fake("calibit::quantize")
-def _(w, codebook, scales, zeros, bits, group, scale_kind, clip):  # type: ignore[no-untyped-def]
+def _(w, codebook, scales, zeros, importance, bits, group, scale_kind, clip):  # type: ignore[no-untyped-def]
     return _canonical(w, w.shape[0], w.shape[1], bits, group, scale_kind)
 
 
 @torch.library.register_fake("calibit::gptq_solve")
-def _(w, u, codebook, scales, zeros, order, bits, group, scale_kind, clip):  # type: ignore[no-untyped-def]
+def _(w, u, codebook, scales, zeros, order, importance, bits, group, scale_kind, clip):  # type: ignore[no-untyped-def]
     clipped = w.new_empty(w.shape[0], dtype=torch.int32)
     return (*_canonical(w, w.shape[0], w.shape[1], bits, group, scale_kind), clipped)
 

@@ -36,6 +36,7 @@ def quantize(
     group: int,
     kind: int,
     clip: bool = False,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Round W to the nearest codes.
 
@@ -49,6 +50,8 @@ def quantize(
         kind: see `scale_kind`.
         clip: of a group's range shrunk to 100 %, 99 %, ... 21 %, take the one with the smallest
             sum of ``|error|**2.4`` (the search of GPTQ's code), instead of the whole range.
+        importance: float32 ``[K]``, finite, >= 0, with `clip`: the search takes the smallest sum of
+            ``importance * error**2`` instead.
 
     Returns:
         codes uint8 ``[N, ceil(K*bits/8)]``, scales and zeros ``[N, ceil(K/group)]`` (zeros None
@@ -58,7 +61,7 @@ def quantize(
         ValueError: NaN or infinity in `w`, a scale that overflows float16, wrong shape or dtype.
     """
     codes, out_scales, out_zeros = _ops.quantize(
-        w, codebook, scales, zeros, bits, group, kind, clip
+        w, codebook, scales, zeros, importance, bits, group, kind, clip
     )
     return codes, out_scales, out_zeros if out_zeros.numel() else None
 
@@ -75,6 +78,7 @@ def gptq_solve(
     group: int,
     kind: int,
     clip: bool = False,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Round W column by column, each error passed on to the columns not yet rounded.
 
@@ -84,9 +88,9 @@ def gptq_solve(
     Args:
         w: float32 ``[N, K]``.
         u: float32 ``[K, K]``, upper factor with inv(H) = U^T U, in processing order.
-        codebook, scales, zeros, bits, group, kind, clip: as in `quantize`. Without `scales` a
-            group's scale is chosen from the already updated weights when its first column is
-            reached.
+        codebook, scales, zeros, bits, group, kind, clip, importance: as in `quantize`. Without
+            `scales` a group's scale is chosen from the already updated weights when its first
+            column is reached.
         order: int32 ``[K]``, the column processed at each step; needs `scales`.
 
     Returns:
@@ -99,7 +103,7 @@ def gptq_solve(
             that is no permutation or comes without scales, updated weights that overflow.
     """
     codes, out_scales, out_zeros, clipped = _ops.gptq_solve(
-        w, u, codebook, scales, zeros, order, bits, group, kind, clip
+        w, u, codebook, scales, zeros, order, importance, bits, group, kind, clip
     )
     return codes, out_scales, out_zeros if out_zeros.numel() else None, clipped
 

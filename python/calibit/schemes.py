@@ -27,7 +27,8 @@ OPTIONS: dict[str, str] = {
     "asym": "integer zero point per group (integer formats)",
     "fzero": "real zero point per group (integer formats); asym-fzero says the same",
     "actorder": "round the columns with the largest activations first (gptq, gptaq)",
-    "mse": "clip search: a group's range is the one with the smallest error, not the whole",
+    "mse": "clip search: a group's range is the one with the smallest error, not the whole "
+    "(gptq: errors weighted by what they cost the layer's outputs)",
     "a8": "activations rounded to 8-bit integers, token by token",
     "llm": "LLM.int8(), with int8 only: row scales max|w| / 127, 8-bit activations, columns with "
     "an outlier apart",

@@ -72,6 +72,23 @@ class Factored(NamedTuple):
     hessian: torch.Tensor
     shift: torch.Tensor | None = None
 
+    @property
+    def importance(self) -> torch.Tensor:
+        """What a squared error of each input's weight, at its turn, costs: 1 / U_tt^2, the largest
+        set to 1. Float32 `[K]`, inputs in their natural order.
+
+        The proxy loss is sum_t ((w_t - q_t) / U_tt)^2 with w_t as it stands when t is reached:
+        later inputs make good what they can, so that this, not the diagonal of H, is what is left
+        to lose.
+        """
+        diagonal = self.upper.diagonal()
+        cost = (diagonal.min() / diagonal).square().float()
+        if self.order is None:
+            return cost
+        natural = torch.empty_like(cost)
+        natural[self.order] = cost
+        return natural
+
 
 def factor(
     hessian: torch.Tensor,
