@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibit.auditing import models
+from calibit.auditing.draws import Built
+from calibit.auditing.draws import warnings as draw_warnings
 from calibit.auditing.job import TEXT, Job
 from calibit.auditing.models import BASELINE, Entry
 from calibit.auditing.result import SCHEMA
@@ -69,6 +71,7 @@ def assemble(
     *,
     command: str,
     notes: Sequence[str] = (),
+    draws: Mapping[str, Built] | None = None,
 ) -> dict[str, Any]:
     """The content of `audit.json`, in JSON types.
 
@@ -81,11 +84,16 @@ def assemble(
         errors: why a candidate could not be measured.
         command: the command line.
         notes: what the tasks' readers want said.
+        draws: builds with other calibration draws, by candidate name.
     """
+    draws = draws or {}
     base = runs[BASELINE].meta
     candidates = [
         _candidate(entry, runs, records, comparisons, errors, job) for entry in entries[1:]
     ]
+    for one in candidates:
+        one["draws"] = draws[one["scheme"]].to_dict() if one["scheme"] in draws else None
+    luck = [line for name, built in draws.items() for line in draw_warnings(name, built)]
     content = {
         "schema": SCHEMA,
         "calibit": base["versions"]["calibit"],
@@ -103,7 +111,7 @@ def assemble(
         "protocol": _protocol(job, base, records),
         "baseline": _baseline(job, runs, comparisons),
         "candidates": candidates,
-        "warnings": [*notes, *_warnings(job, entries, runs, records, comparisons)],
+        "warnings": [*notes, *luck, *_warnings(job, entries, runs, records, comparisons)],
     }
     return json.loads(json.dumps(content, allow_nan=False))
 
@@ -193,6 +201,7 @@ def _protocol(
         else {key: text[key] for key in ("name", "protocol", "tokens", "windows")},
         "calibration": job.calibration,
         "calibration_tokens": _calibration_tokens(records.values()),
+        "calibration_seeds": list(job.seeds),
         "level": job.level,
         "resamples": job.resamples,
         "seed": job.seed,

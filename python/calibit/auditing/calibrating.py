@@ -4,6 +4,7 @@ its schemes."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,31 +27,41 @@ def is_written(job: Job, entries: Sequence[Entry]) -> bool:
 
 def written(
     job: Job, folder: Path, model: Callable[[], Loaded], progress: Callable[[int, int], None]
-) -> Calibration:
-    """What the baseline writes, or has written into the folder before.
+) -> dict[int | None, Calibration]:
+    """What the baseline writes, or has written into the folder before, by the seed of the draw.
 
     Args:
         job: the audit.
         folder: of the audit.
         model: gives the baseline.
-        progress: called with tokens done and tokens in all.
+        progress: called with tokens done and tokens in all, of each draw.
     """
     from calibit.loading import read_tokenizer
     from calibit.quantization import calibration_text, kept_text
 
-    def make() -> Calibration:
+    def make(seed: int | None) -> Calibration:
         return calibration_text.for_model(
             job.calibration,
             model().tokenizer,
             model().model.config,
             tokens=job.calibration_tokens,
-            seed=job.calibration_seed,
+            seed=seed,
             model=model().model,
             progress=progress,
         )
 
     tokenizer = read_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
-    return kept_text.kept(folder / CALIBRATION_FILE, make, tokenizer)
+    first = next(iter(job.seeds), None)
+    return {
+        seed: kept_text.kept(folder / _file(seed, first), partial(make, seed), tokenizer)
+        for seed in job.seeds or (None,)
+    }
+
+
+def _file(seed: int | None, first: int | None) -> str:
+    """The candidates' own draw has the plain name."""
+    stem, _, suffix = CALIBRATION_FILE.rpartition(".")
+    return CALIBRATION_FILE if seed == first else f"{stem}-{seed}.{suffix}"
 
 
 def foreign(job: Job, calibration: Any, contexts: Sequence[str]) -> list[str]:

@@ -92,7 +92,7 @@ def check_texts(
         tokenizer,
         config,
         tokens=job.calibration_tokens,
-        seed=job.calibration_seed,
+        seed=next(iter(job.seeds), None),
     )
     note = calibration_text.foreign_text(calibration, tokenizer, [item.context for item in items])
     return [note] if note is not None else []

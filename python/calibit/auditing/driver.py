@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from calibit.auditing import assembly, calibrating, checking, controls, models
+from calibit.auditing import assembly, calibrating, checking, controls, draws, models
 from calibit.auditing import job as jobs
 from calibit.auditing.inputs import Inputs, read_inputs
 from calibit.auditing.job import Job
@@ -39,6 +39,7 @@ STAGE_WEIGHTS = {
     "evaluate gptq": 1.3,
     "evaluate checkpoint": 1.3,
     "compare": 0.1,
+    draws.KIND: draws.WEIGHT,
 }
 """Durations relative to evaluating the baseline, until a stage of the kind has been timed."""
 
@@ -59,7 +60,8 @@ class _State:
         controls: further runs that the rigor asks for.
         records: how each entry's weights came about.
         errors: why an entry could not be measured.
-        calibration: text that GPTQ calibrates on, its name, or what the baseline wrote.
+        texts: what the baseline wrote to calibrate on, by the seed of the draw.
+        draws: further builds of the schemes that calibrate, by entry name.
     """
 
     job: Job
@@ -72,7 +74,8 @@ class _State:
     controls: controls.ControlRuns = field(default_factory=controls.ControlRuns)
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
-    calibration: Any = None
+    texts: Mapping[int | None, Any] = field(default_factory=dict)
+    draws: Mapping[str, draws.Built] = field(default_factory=dict)
 
 
 def audit(
@@ -94,6 +97,7 @@ def audit(
     calibration: str | Path = jobs.TEXT,
     calibration_tokens: int | None = None,
     calibration_seed: int | None = None,
+    calibration_draws: int | None = None,
     speed: str = jobs.SPEEDS[1],
     device: str = "cpu",
     dtype: str = "auto",
@@ -127,6 +131,9 @@ def audit(
             writes, kept in the folder as `calibration.jsonl`.
         calibration_tokens: how much of it; None takes the default of `quantize_model`.
         calibration_seed: draws its segments at random; None takes them at equal distances.
+        calibration_draws: builds every GPTQ scheme so often, three times or more, with seeds from
+            `calibration_seed` (0) on, evaluates each build, and splits the change into effect,
+            draw and item; the first build is the candidate.
         speed: how long tokens per second are measured: `none`, `quick` or `full`.
         device, dtype: where and in what the models run; `auto` keeps the stored dtype.
         seed: of samples and intervals.
@@ -161,6 +168,7 @@ def audit(
         calibration=jobs.local(calibration),
         calibration_tokens=calibration_tokens,
         calibration_seed=calibration_seed,
+        calibration_draws=calibration_draws,
         device=device,
         dtype=dtype,
         seed=seed,
@@ -181,6 +189,7 @@ def run_job(
     """
     checking.check_settings(job)
     entries = models.entries(job)
+    draws.check(job, entries)
     folder = Path(out) if out is not None else Path(f"audit-{models.model_name(job.model)}")
     inputs = read_inputs(job)
     if not (folder / AUDIT_FILE).is_file():
@@ -191,6 +200,8 @@ def run_job(
             finished = Audit.load(folder)
             if not finished.failed:
                 return finished
+        if (cost := draws.cost(job, entries)) is not None and progress is not None:
+            print(cost, file=progress, flush=True)
         bar = JobProgress(_stages(job, entries), _weights(job, entries), stream=progress)
         state = _State(job, folder, entries, bar, inputs, command or shlex.join(sys.argv))
         try:
@@ -215,6 +226,7 @@ def _stages(job: Job, entries: Sequence[Entry]) -> list[Stage]:
         )
     ]
     stages.append(Stage("eight-bit control", "8-bit build: control run"))
+    stages += draws.stages(job, entries)
     return stages + [
         Stage("compare", f"{entry.name}: comparing with the baseline") for entry in entries[1:]
     ]
@@ -258,7 +270,7 @@ def _measure(state: _State, entry: Entry, *, first_stage: int) -> None:
         if done is None:
             model()
         if entry.is_baseline:
-            state.calibration = _calibration(state, model)
+            _write_texts(state, model)
     with _stage(state, first_stage + 1, learn=done is None):
         if done is None:
             done = _evaluate_entry(state, entry, model, folder)
@@ -271,7 +283,7 @@ def _measure(state: _State, entry: Entry, *, first_stage: int) -> None:
             state.inputs.choices,
             partial(_control, state),
             state.controls,
-            calibration=state.calibration,
+            calibration=next(iter(state.texts.values()), state.job.calibration),
         )
 
 
@@ -282,23 +294,26 @@ def _stage(state: _State, index: int, *, learn: bool) -> Iterator[None]:
     state.progress.leave(learn=learn)
 
 
-def _calibration(state: _State, model: Callable[[], Loaded]) -> Any:
-    """What GPTQ calibrates on; what the baseline writes is there before any scheme needs it."""
+def _write_texts(state: _State, model: Callable[[], Loaded]) -> None:
+    """Have the baseline write what GPTQ calibrates on, where the job asks for that."""
     job, inputs = state.job, state.inputs
     if not calibrating.is_written(job, state.entries):
-        return job.calibration
-    text = calibrating.written(job, state.folder, model, state.progress.advance)
-    notes = calibrating.foreign(job, text, [item.context for item in inputs.choices])
+        return
+    state.texts = calibrating.written(job, state.folder, model, state.progress.advance)
+    contexts = [item.context for item in inputs.choices]
+    notes = calibrating.foreign(job, next(iter(state.texts.values())), contexts)
     state.inputs = replace(inputs, notes=[*inputs.notes, *notes])
-    return text
 
 
-def _load(state: _State, entry: Entry) -> Loaded:
+def _load(state: _State, entry: Entry, *, seed: int | None = None) -> Loaded:
+    """The model of an entry; `seed` of its calibration draw, the first where omitted."""
+    seed = next(iter(state.job.seeds), None) if seed is None else seed
     loaded = models.load(
         entry,
         state.job,
         lambda n, total, _: state.progress.advance(n, total),
-        calibration=state.calibration,
+        calibration=state.texts.get(seed),
+        seed=seed,
     )
     if entry.source is not None:
         loaded = models.settle_tokenizer(loaded, state.job, state.inputs.strings())
@@ -378,6 +393,42 @@ def _finished(folder: Path) -> tuple[Run, Mapping[str, Any]] | None:
     return Run.load(folder), record
 
 
+def _build_draws(state: _State) -> list[str]:
+    """Builds with other calibration draws, each finished one read where it is there; what could not
+    be done."""
+    first = {
+        entry.name: (
+            state.runs[entry.name],
+            state.records[entry.name],
+            f"{jobs.RUNS}/{entry.folder}",
+        )
+        for entry in state.entries
+        if entry.name in state.runs
+    }
+
+    def build(entry: Entry, seed: int, stage: int) -> tuple[Run, Mapping[str, Any], str]:
+        name = f"{controls.FOLDER}/{draws.folder_name(entry, seed)}"
+        done = _finished(state.folder / name)
+        with _stage(state, _STEPS * len(state.entries) + 1 + stage, learn=done is None):
+            if done is None:
+                done = _evaluate_draw(state, entry, seed, state.folder / name)
+        return (*done, name)
+
+    job, base = state.job, state.runs[models.BASELINE]
+    state.draws, notes = draws.build_all(job, state.entries, first, build, base)
+    return notes
+
+
+def _evaluate_draw(
+    state: _State, entry: Entry, seed: int, folder: Path
+) -> tuple[Run, Mapping[str, Any]]:
+    loaded = _load(state, entry, seed=seed)
+    items, text = state.inputs.choices, state.inputs.text
+    run = _evaluate(state, loaded, items, folder, text=text, scheme=entry.scheme or "none")
+    jobs.write_json(folder / QUANTIZATION_FILE, json.loads(json.dumps(loaded.record)))
+    return run, loaded.record
+
+
 def _control_by_eight_bit(state: _State) -> None:
     with _stage(state, _STEPS * len(state.entries), learn=False):
         controls.eight_bit(
@@ -416,7 +467,9 @@ def _finish(state: _State) -> Audit:
 
     comparisons = {}
     _control_by_eight_bit(state)
-    for index, entry in enumerate(state.entries[1:], start=_STEPS * len(state.entries) + 1):
+    notes = _build_draws(state)
+    before = _STEPS * len(state.entries) + 1 + len(draws.stages(state.job, state.entries))
+    for index, entry in enumerate(state.entries[1:], start=before):
         state.progress.enter(index)
         if entry.name in state.runs:
             try:
@@ -432,7 +485,8 @@ def _finish(state: _State) -> Audit:
         comparisons,
         state.errors,
         command=state.command,
-        notes=state.inputs.notes,
+        notes=[*state.inputs.notes, *notes],
+        draws=state.draws,
     )
     points = {name: comparison.points for name, comparison in comparisons.items()}
     write_report(content, state.folder / REPORT_FILE, points=points)

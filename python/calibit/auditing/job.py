@@ -52,6 +52,7 @@ class Job:
         calibration: text the solver calibrates on, as `calibit.quantization.documents` reads it.
         calibration_tokens: how much of it; None takes the default of `quantize_model`.
         calibration_seed: draws its segments at random; None takes them at equal distances.
+        calibration_draws: builds of every GPTQ scheme with different draws; None for one build.
         rigor: how many controls run: `quick`, `standard` or `full`.
         speed: how long tokens per second are measured: `none`, `quick` or `full`.
         dtype: dtype the baseline is loaded in; `auto` keeps the stored one.
@@ -85,6 +86,7 @@ class Job:
     calibration: str = TEXT
     calibration_tokens: int | None = None
     calibration_seed: int | None = None
+    calibration_draws: int | None = None
     rigor: str = RIGOR[0]
     speed: str = SPEEDS[1]
     dtype: str = "auto"
@@ -106,6 +108,15 @@ class Job:
     parallel_text: str | None = None
     parallel_segments: int = SEGMENTS
     word_frequency: str | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the calibration draws, that of the candidate itself first; none where its
+        segments are not drawn."""
+        if self.calibration_draws is None:
+            return () if self.calibration_seed is None else (self.calibration_seed,)
+        first = self.calibration_seed or 0
+        return tuple(range(first, first + self.calibration_draws))
 
     def to_dict(self) -> dict[str, Any]:
         """The job with a fingerprint of every local input, as JSON types."""

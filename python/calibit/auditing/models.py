@@ -131,7 +131,12 @@ def model_name(source: str) -> str:
 
 
 def load(
-    entry: Entry, job: Job, progress: Callable[[int, int, str], None], *, calibration: Any = None
+    entry: Entry,
+    job: Job,
+    progress: Callable[[int, int, str], None],
+    *,
+    calibration: Any = None,
+    seed: int | None = None,
 ) -> Loaded:
     """The model of an entry: the baseline, its fresh weights quantized, or a checkpoint.
 
@@ -140,6 +145,7 @@ def load(
         job: the audit.
         progress: called with layers done, layers in all and a name while quantizing.
         calibration: what GPTQ calibrates on; the job's text where omitted.
+        seed: of the calibration draw; the job's first where omitted.
     """
     if entry.source is not None:
         return open_model(
@@ -160,7 +166,7 @@ def load(
         entry.scheme,
         calibration=job.calibration if calibration is None else calibration,
         calibration_tokens=job.calibration_tokens,
-        calibration_seed=job.calibration_seed,
+        calibration_seed=next(iter(job.seeds), None) if seed is None else seed,
         tokenizer=loaded.tokenizer,
         progress=progress,
     )

@@ -50,6 +50,17 @@ def audit(
     calib: given.Calibration = jobs.TEXT,
     calib_tokens: given.CalibrationTokens = None,
     calib_seed: given.CalibrationSeed = None,
+    calibration_draws: Annotated[
+        int | None,
+        option(
+            "Build every GPTQ scheme K times (3 or more) with other draws of the calibration text, "
+            "evaluate each, and tell the effect from the luck of the draw: K - 1 more builds and "
+            "evaluations a scheme. The text should be much longer than K draws.",
+            QUANTIZE,
+            "--calibration_draws",
+            show_default="one build",
+        ),
+    ] = None,
     tasks: given.Tasks = list(jobs.TASKS),  # noqa: B006
     num_fewshot: given.NumFewshot = 0,
     apply_chat_template: given.ChatTemplate = False,
@@ -118,6 +129,8 @@ def audit(
 
     - `calibit audit ./model --schemes int8 --policy policy.yaml --gate -o audits/int8`
 
+    - `calibit audit ./model --schemes gptq-nf4 --calib texts.jsonl --calibration-draws 4`
+
     - `calibit audit ./model --workload prompts.jsonl --max_new_tokens 128`
 
     - `calibit audit ./model --tasks probe,arithmetic_steps,tool_call --parallel_text ntrex`
@@ -145,6 +158,7 @@ def audit(
         calibration=jobs.local(calib),
         calibration_tokens=calib_tokens,
         calibration_seed=calib_seed,
+        calibration_draws=calibration_draws,
         rigor=rigor,
         speed=speed,
         dtype=dtype,

@@ -1,6 +1,7 @@
 """compare(): two runs on the same items -> Comparison."""
 
 from calibit.comparison.controls import Controls, ExtraRuns
+from calibit.comparison.draws import Draws, compare_draws
 from calibit.comparison.driver import compare
 from calibit.comparison.pairing import RunLike
 from calibit.comparison.result import Comparison, Flips
@@ -10,10 +11,12 @@ from calibit.comparison.texts import TextComparison
 __all__ = [
     "Comparison",
     "Controls",
+    "Draws",
     "ExtraRuns",
     "Flips",
     "RunLike",
     "TextComparison",
     "compare",
+    "compare_draws",
     "speed_changes",
 ]

@@ -263,6 +263,7 @@ def _drawn(
     """Random windows of random documents, and held-out ones of documents that were not drawn."""
     rng = np.random.default_rng(seed)
     ids: dict[int, torch.Tensor] = {}
+    starts: dict[int, list[int]] = {}
 
     def window(excluded: Collection[int], size: int) -> tuple[int, torch.Tensor] | None:
         for place in rng.permutation(len(texts)):
@@ -274,6 +275,7 @@ def _drawn(
                 ids[document] = torch.tensor(row["input_ids"])
             if ids[document].numel() >= size:
                 start = int(rng.integers(0, ids[document].numel() - size + 1))
+                starts.setdefault(document, []).append(start)
                 return document, ids[document][start : start + size].long()
         return None
 
@@ -285,8 +287,10 @@ def _drawn(
             "give longer documents or shorter segments"
         )
     used = {document for document, _ in kept}
-    short = min(length, HELD_OUT_LENGTH)
     held_out: list[torch.Tensor] = []
+    if len(texts) == 1:  # no other document: what lies between the windows of this one
+        held_out = list(_between(ids[0], sorted(starts[0]), length))
+    short = min(length, HELD_OUT_LENGTH)
     while len(held_out) < HELD_OUT and (other := window(used, short)) is not None:
         used.add(other[0])
         held_out.append(other[1])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibit import numbers
-from calibit.reporting import cards, controls, panels, tables, view, wording, written
+from calibit.reporting import cards, controls, draws, panels, tables, view, wording, written
 from calibit.reporting.view import Audit, Points
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _SECTIONS = (
     ("anatomy", "Where answers changed", "anatomy"),
     ("system", "Thresholds and repair", "system"),
     ("real", "Noise and direction", "real"),
+    ("draws", "Calibration draws", "draws"),
     ("speed", "Memory and speed", "speed"),
     ("method", "How it was measured", "method"),
     ("checks", "Self-audit", "checks"),
@@ -132,6 +133,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "flips": tables.flips(measured),
         **written.context(measured),
         **controls.context(measured),
+        "draws": draws.tables(measured),
         "speed": tables.speed(audit, measured),
         "speed_text": _speed_text(audit),
         "modules": tables.modules(measured),
