@@ -213,15 +213,19 @@ def write_checkpoint(
     return expected
 
 
-def check_same(folder: Path, model: Any, weights: dict[str, torch.Tensor]) -> Any:
+def check_same(folder: Path, model: Any, weights: dict[str, torch.Tensor], **options: Any) -> Any:
     """Read a folder with calibit: every weight bit for bit, logits those of the float model.
+
+    Args:
+        folder, model, weights: as of `write_checkpoint`.
+        options: of `calibit.load_model`.
 
     Returns:
         The model read.
     """
     import calibit
 
-    read = calibit.load_model(folder)
+    read = calibit.load_model(folder, **options)
     for name, weight in weights.items():
         layer = read.get_submodule(name)
         assert isinstance(layer, calibit.QuantizedLinear)

@@ -135,7 +135,7 @@ def test_a_model_comes_back_from_its_folder(scheme: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("scheme", "layout"),
-    [("int4-g16-a8", "gptq"), ("llm-int8", "bitsandbytes"), ("w8a8", "int-quantized")],
+    [("int4-g16-a8", "gptq"), ("llm-int8", "int-quantized"), ("w8a8", "compressed-tensors")],
 )
 def test_layouts_that_cannot_say_it_are_refused(scheme: str, layout: str, tmp_path: Path) -> None:
     model = tiny_models.build("llama").eval()

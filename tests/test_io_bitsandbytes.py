@@ -148,12 +148,15 @@ def test_eight_bits(tmp_path: Path) -> None:
     model = foreign_files.small_llama()
     config = section(load_in_4bit=False, load_in_8bit=True)
     weights = foreign_files.write_checkpoint(tmp_path / "model", model, config, layer)
-    read = check_same(tmp_path / "model", model, weights)
-    assert str(read.get_submodule(LAYER).scheme) == "int8-row"
-    assert any("outlier columns apart" in note for note in read.get_submodule(LAYER).notes)
-    wrote = export.save(read, tmp_path / "again", "bitsandbytes")
-    assert any("LLM.int8()" in note for note in wrote.notes)
-    check_same(tmp_path / "again", model, weights)
+    alone = check_same(tmp_path / "model", model, weights, float_activations=True)
+    assert str(alone.get_submodule(LAYER).scheme) == "int8-row"
+    assert any("outlier columns apart" in note for note in alone.get_submodule(LAYER).notes)
+    with pytest.raises(ValueError, match="rounds the inputs of 8-bit layers too"):
+        export.save(alone, tmp_path / "no", "bitsandbytes")
+    read = calibit.load_model(tmp_path / "model")
+    assert str(read.get_submodule(LAYER).scheme) == "llm-int8"
+    assert export.save(read, tmp_path / "again", "bitsandbytes").difference == 0.0
+    check_same(tmp_path / "again", model, weights, float_activations=True)
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("model", "again"))
     assert torch.equal(first[f"{LAYER}.weight"], second[f"{LAYER}.weight"])
     # Another SCB may stand for the same scale, one unit of its last place away.
@@ -232,13 +235,15 @@ def test_wrong_configuration_is_refused(tmp_path: Path, change: Any, message: st
 @pytest.mark.parametrize(
     ("scheme", "message"),
     [
-        ("int4-g32", "holds nf4, fp4 and symmetric int8-row, got int4-g32"),
-        ("int8-g32", "holds nf4, fp4 and symmetric int8-row"),
-        ("int8-row-asym", "holds nf4, fp4 and symmetric int8-row"),
-        ("mxfp4", "holds nf4, fp4 and symmetric int8-row"),
+        ("int4-g32", "holds nf4, fp4, llm-int8 and w8a8, got int4-g32"),
+        ("int8-g32", "holds nf4, fp4, llm-int8 and w8a8"),
+        ("int8-row-asym", "holds nf4, fp4, llm-int8 and w8a8"),
+        ("mxfp4", "holds nf4, fp4, llm-int8 and w8a8"),
+        ("nf4-g32-a8", "computes 4-bit layers on inputs in floating point"),
         ("nf4-g64", "no multiple of its group of 64"),
         ("nf4-g16", "got groups of 16"),
-        ({"mlp": "nf4-g32", "self_attn": "fp4-g32"}, "one type and one nesting for all layers"),
+        ({"mlp": "nf4-g32", "self_attn": "fp4-g32"}, "one type, nesting and threshold for all"),
+        ({"mlp": "llm-int8", "self_attn": "w8a8"}, "one type, nesting and threshold for all"),
     ],
 )
 def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path, scheme: Any, message: str) -> None:
@@ -324,7 +329,40 @@ def test_eight_bits_that_transformers_writes(tmp_path: Path) -> None:
     assert export.save(read, tmp_path / "again", "bitsandbytes").difference == 0.0
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "fp4-dq", "nf4-g32-dq", "int8-row"])
+def test_eight_bit_layers_compute_what_its_own_do(tmp_path: Path) -> None:
+    """Linear8bitLt on the CPU, inputs with outliers, against the layers read from its files."""
+    pytest.importorskip("bitsandbytes", reason=WITHOUT)
+    from transformers import BitsAndBytesConfig
+
+    for threshold, scheme in ((6.0, "llm-int8"), (0.0, "int8-row-a8")):
+        folder = tmp_path / scheme
+        folder.mkdir()
+        settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
+        made = written_by_transformers(folder, settings)
+        read = calibit.load_model(folder / "model")
+        alone = calibit.load_model(folder / "model", float_activations=True)
+        theirs, ours = made.get_submodule(LAYER), read.get_submodule(LAYER)
+        assert str(ours.scheme) == scheme
+        x = torch.randn(2, 9, theirs.in_features, generator=torch.Generator().manual_seed(3))
+        x[0, 3, 5], x[1, 7, 40] = 47.0, -8.5
+        with torch.no_grad():
+            want = theirs(x.half()).float()
+            found, plain = ours(x.half().float()), alone.get_submodule(LAYER)(x.half().float())
+        # Its answer is float16, 2^-11 of each number; without the grid of 8 bits every input moves
+        # by up to 1/254 of the largest of its token.
+        spread = float((plain - want).square().mean().sqrt())
+        assert float((found - want).square().mean().sqrt()) < 0.2 * spread
+
+
+def test_other_thresholds_are_refused(tmp_path: Path) -> None:
+    for threshold in (3.5, "6", True, None):
+        config = section(load_in_4bit=False, load_in_8bit=True, llm_int8_threshold=threshold)
+        built(tmp_path / str(threshold), config)
+        with pytest.raises(ValueError, match=r"llm_int8_threshold of 6.0, 0.0, got llm_int8_thr"):
+            calibit.load_model(tmp_path / str(threshold))
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "fp4-dq", "nf4-g32-dq", "llm-int8", "w8a8"])
 def test_transformers_reads_what_is_written(tmp_path: Path, scheme: str) -> None:
     pytest.importorskip("bitsandbytes", reason=WITHOUT)
     from transformers import AutoModelForCausalLM

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import calibit
+import calibit.activations
 import foreign_files
 import tiny_models
 from calibit.io import checkpoints, export
@@ -136,12 +137,13 @@ def test_layers_named_by_pattern_count_before_their_class(tmp_path: Path) -> Non
     check_same(tmp_path / "again", model, weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int_quantized(tmp_path: Path, dtype: torch.dtype) -> None:
+def int_quantized(
+    folder: Path, inputs: Any, dtype: torch.dtype = torch.float32, **changes: Any
+) -> tuple[Any, Any]:
+    """As `built`, format int-quantized, with `inputs` as `input_activations`."""
     section = foreign_files.packed_section(num_bits=8, strategy="channel", group_size=None)
-    section["format"] = "int-quantized"
-    group = section["config_groups"]["group_0"]
-    group["input_activations"] = {"num_bits": 8, "strategy": "token", "dynamic": True}
+    section |= {"format": "int-quantized", **changes}
+    section["config_groups"]["group_0"]["input_activations"] = inputs
 
     def layer(name: str, n: int, k: int, seed: int) -> Any:
         rng = torch.Generator().manual_seed(seed)
@@ -150,14 +152,109 @@ def test_int_quantized(tmp_path: Path, dtype: torch.dtype) -> None:
         return {"weight": weight, "weight_scale": scale}, scale.float() * weight.float()
 
     model = foreign_files.small_llama()
-    weights = foreign_files.write_checkpoint(tmp_path / "model", model, section, layer)
+    return model, foreign_files.write_checkpoint(folder, model, section, layer)
+
+
+PER_TOKEN = {"num_bits": 8, "strategy": "token", "dynamic": True}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int_quantized_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    model, weights = int_quantized(tmp_path / "model", None, dtype)
     read = check_same(tmp_path / "model", model, weights)
-    assert any("activations are quantized too" in note for note in read.get_submodule(LAYER).notes)
+    assert str(read.get_submodule(LAYER).scheme) == "int8-row"
     wrote = export.save(read, tmp_path / "again", "int-quantized")
-    assert any("round the activations" in note for note in wrote.notes)
+    refused = [finding for finding in wrote.findings if finding.refused]
+    assert {finding.engine for finding in refused} == {"vllm", "sglang"}
+    assert all("with 8-bit activations only (scheme w8a8)" in str(found) for found in refused)
     stored = load_file(tmp_path / "again" / "model.safetensors")
     assert stored[f"{LAYER}.weight_scale"].dtype == torch.float32
     check_same(tmp_path / "again", model, weights)
+
+
+def test_int_quantized_inputs(tmp_path: Path) -> None:
+    """Inputs rounded by token are rounded here too, written again, and left out on demand."""
+    model, weights = int_quantized(tmp_path / "model", PER_TOKEN)
+    read = calibit.load_model(tmp_path / "model")
+    assert str(read.get_submodule(LAYER).scheme) == "int8-row-a8"
+    assert not read.get_submodule(LAYER).notes
+
+    def rounded(_: Any, inputs: Any) -> Any:
+        x = inputs[0]
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        return ((x / scale).round() * scale,)
+
+    for name in weights:
+        model.get_submodule(name).register_forward_pre_hook(rounded)
+    ids = tiny_models.tokens()
+    ours, theirs = tiny_models.logits(read, ids), tiny_models.logits(model, ids)
+    weights_alone = calibit.load_model(tmp_path / "model", float_activations=True)
+    without = tiny_models.logits(weights_alone, ids)
+    # Roundings of float32 move few inputs over a tie of the grid; without the grid all move.
+    spread = float((without - theirs).square().mean().sqrt())
+    assert float((ours - theirs).square().mean().sqrt()) < 0.1 * spread
+    wrote = export.save(read, tmp_path / "again", "int-quantized", required=["vllm", "sglang"])
+    assert wrote.difference == 0.0 and not wrote.findings
+    again = json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))
+    group = again["quantization_config"]["config_groups"]["group_0"]
+    assert group["input_activations"] == {**PER_TOKEN, "type": "int", "symmetric": True}
+
+
+def test_inputs_in_floating_point_on_demand(tmp_path: Path) -> None:
+    model, weights = int_quantized(tmp_path / "model", PER_TOKEN, torch.float16)
+    read = check_same(tmp_path / "model", model, weights, float_activations=True)
+    assert any("activations are quantized too" in note for note in read.get_submodule(LAYER).notes)
+    wrote = checkpoints.convert(
+        tmp_path / "model", tmp_path / "gptq", "gptq", float_activations=True
+    )
+    assert wrote.difference == 0.0
+    with pytest.raises(ValueError, match=r"cannot say that the input is rounded \(option a8\)"):
+        checkpoints.convert(tmp_path / "model", tmp_path / "no", "gptq")
+    checkpoints.convert(tmp_path / "gptq", tmp_path / "own", "calibit")
+    with pytest.raises(ValueError, match="got one of calibit's own"):
+        calibit.load_model(tmp_path / "own", float_activations=True)
+
+
+STATIC = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "changes", "message"),
+    [
+        (STATIC, {}, r"dynamic by token, got .*strategy 'tensor', dynamic False: calibit does not"),
+        ({**PER_TOKEN, "symmetric": False}, {}, "symmetric False"),
+        ({**PER_TOKEN, "num_bits": 4}, {}, "num_bits 4"),
+        ({**PER_TOKEN, "type": "float"}, {}, "type 'float'"),
+        ({**PER_TOKEN, "dynamic": "local"}, {}, "dynamic 'local'"),
+        (None, {"kv_cache_scheme": STATIC}, "a cache in floating point, got kv_cache_scheme"),
+    ],
+)
+def test_inputs_that_calibit_does_not_compute(
+    tmp_path: Path, inputs: Any, changes: Any, message: str
+) -> None:
+    model, weights = int_quantized(tmp_path / "model", inputs, **changes)
+    with pytest.raises(ValueError, match=message) as raised:
+        calibit.load_model(tmp_path / "model")
+    assert "--float_activations" in str(raised.value)
+    check_same(tmp_path / "model", model, weights, float_activations=True)
+
+
+def test_outputs_that_are_quantized_are_refused(tmp_path: Path) -> None:
+    section = foreign_files.packed_section()
+    section["config_groups"]["group_0"]["output_activations"] = STATIC
+    built(tmp_path / "model", section=section)
+    with pytest.raises(ValueError, match="expected float outputs in group_0, got output_activ"):
+        calibit.load_model(tmp_path / "model")
+
+
+def test_packed_weights_with_rounded_inputs(tmp_path: Path) -> None:
+    section = foreign_files.packed_section()
+    section["config_groups"]["group_0"]["input_activations"] = PER_TOKEN
+    built(tmp_path / "model", section=section)
+    read = calibit.load_model(tmp_path / "model")
+    assert str(read.get_submodule(LAYER).scheme) == "int4-g32-a8"
+    with pytest.raises(ValueError, match="cannot say that the input is rounded"):
+        export.save(read, tmp_path / "again", "compressed-tensors")
 
 
 # --- refusing -----------------------------------------------------------------------------------
@@ -340,6 +437,7 @@ def test_layers_that_the_package_compresses(
         ("int4-g32", "compressed-tensors"),
         ({"mlp": "int8-row", "self_attn": "int4-g16"}, "compressed-tensors"),
         ("int8-row", "int-quantized"),
+        ("w8a8", "int-quantized"),
     ],
     ids=str,
 )
@@ -353,10 +451,33 @@ def test_transformers_reads_what_is_written(tmp_path: Path, scheme: Any, layout:
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     ids = tiny_models.tokens()
     ours, other = tiny_models.logits(model, ids), tiny_models.logits(theirs, ids)
-    # The package dequantizes to the dtype of the scales, float16: 2^-11 of each weight. Activations
-    # of int-quantized layers are rounded to 8 bits, 1/254 of the largest of a token.
-    part = 0.05 if layout == "int-quantized" else 0.005
-    assert float((ours - other).abs().max()) <= part * float(ours.abs().max())
+    # The package dequantizes to the dtype of the scales, float16: 2^-11 of each weight.
+    if scheme != "w8a8":
+        assert float((ours - other).abs().max()) <= 0.005 * float(ours.abs().max())
+        return
+    # It rounds inputs on a grid of 127.5 steps instead of 127: as if rounded twice, independently.
+    alone = calibit.load_model(tmp_path / "model", float_activations=True)
+    plain = tiny_models.logits(alone, ids)
+    first, second = (float((ours - t).square().mean().sqrt()) for t in (other, plain))
+    assert 0.5 * second < first < 2 * second  # about sqrt(2)
+
+
+def test_rounding_of_inputs_is_that_of_the_package_but_for_its_grid() -> None:
+    """The package's grid has 127.5 steps, ours and the engines' kernels' 127."""
+    pytest.importorskip("compressed_tensors", reason=WITHOUT)
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import helpers
+
+    x = torch.randn(2, 7, 96, generator=torch.Generator().manual_seed(4))
+    args = QuantizationArgs(**PER_TOKEN)
+    scale, zero = helpers.compute_dynamic_scales_and_zp(x, args, torch.nn.Linear(96, 8))
+    theirs = fake_quantize(x, scale, zero, args)
+    ours = calibit.activations.rounded(x)
+    largest = x.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(scale, largest / 127.5)
+    # Each lies at most half a step of its own grid from x.
+    assert bool(((ours - theirs).abs() <= (largest / 127 + scale) / 2 * (1 + 1e-5)).all())
 
 
 def test_model_that_the_package_writes(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
 
 SCHEMES = {
     "gptq": "int4-g16", "gptq_v2": "int8-g16-asym", "compressed-tensors": "int4-g16-asym",
-    "int-quantized": "int8-row", "bitsandbytes": "int8-row", "calibit": "nf4-dq",
+    "int-quantized": "w8a8", "bitsandbytes": "llm-int8", "calibit": "nf4-dq",
 }  # fmt: skip
 
 

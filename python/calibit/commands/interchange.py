@@ -37,6 +37,14 @@ def convert(
     ],
     to: Annotated[str, option(f"Layout to write: {LAYOUTS}.", OUTPUT, "--to", metavar="FORMAT")],
     engines: Engines = None,
+    float_activations: Annotated[
+        bool,
+        option(
+            "Read the weights alone of a checkpoint whose inputs of layers or cache are quantized "
+            "too.",
+            OUTPUT,
+        ),
+    ] = False,
     trust_remote_code: given.TrustRemoteCode = False,
     as_json: given.Json = False,
     quiet: given.Quiet = False,
@@ -58,7 +66,12 @@ def convert(
 
     prepare(None, quiet=quiet)
     wrote = convert_checkpoint(
-        source, out, to, required=given.words(engines), trust_remote_code=trust_remote_code
+        source,
+        out,
+        to,
+        required=given.words(engines),
+        trust_remote_code=trust_remote_code,
+        float_activations=float_activations,
     )
     finish(wrote.to_dict(), out, what="Checkpoint", as_json=as_json, show=lambda: str(wrote))
     return Code.DONE

@@ -12,8 +12,8 @@
                                                nested_blocksize, nested_dtype, nested_offset
 
 8 bits: `weight` int8 [N, K], `SCB` float32 [N], the largest magnitude of each row, which 127 stands
-for, and `weight_format` uint8, 0. Only the weights are read: LLM.int8() also rounds activations and
-keeps their outlier columns in 16 bits (Dettmers et al., arXiv 2208.07339).
+for, and `weight_format` uint8, 0. Inputs are rounded by token as well: with `llm_int8_threshold` 6
+but for their outlier columns (`llm-int8`; Dettmers et al., arXiv 2208.07339), with 0 whole (`a8`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from calibit import activations
 from calibit.io.layout import (
     Decode,
     Exported,
@@ -37,6 +38,7 @@ from calibit.io.layout import (
     exact_scales,
     expect,
     expect_like,
+    float_activations_remedy,
 )
 from calibit.registry import NESTED_BLOCK, formats
 from calibit.weight import QuantizedWeight
@@ -48,6 +50,12 @@ _TYPES = ("nf4", "fp4")
 _STATE = "weight.quant_state.bitsandbytes__"
 _NESTED = frozenset({"weight.nested_absmax", "weight.nested_quant_map"})
 _BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_SCHEMES8 = {activations.OUTLIER: "llm-int8", 0.0: "int8-row-a8"}
+"""Schemes of 8-bit layers by `llm_int8_threshold`."""
+
+_WHOLE_MODEL = frozenset({"dq", *activations.OPTIONS})
+"""Options that its configuration states once for all layers."""
+
 _LARGEST_STATE = 4096
 """Bytes of a layer's JSON, which has some hundred."""
 
@@ -62,7 +70,7 @@ class _State:
     nested_offset: float
 
 
-def _decoder(section: Section) -> Decode:
+def _decoder(section: Section, float_activations: bool) -> Decode:
     """The reader of layers that a `quantization_config` describes."""
     four, eight = (
         section.get(key, section.get(f"_{key}", False)) for key in ("load_in_4bit", "load_in_8bit")
@@ -74,13 +82,28 @@ def _decoder(section: Section) -> Decode:
     wanted = section.get("bnb_4bit_quant_type") if four else None
     if wanted not in (None, *_TYPES):
         raise ValueError(f"expected bnb_4bit_quant_type of {', '.join(_TYPES)}, got {wanted!r}")
+    scheme = _scheme8(section, float_activations) if eight else ""
 
     def decode(name: str, tensors: Tensors, shape: tuple[int, int]) -> QuantizedWeight:
         if ("SCB" in tensors) == four:
             raise ValueError(f"expected tensors of {4 if four else 8} bits, as load_in_*bit says")
-        return _read4(tensors, shape, wanted) if four else _read8(tensors, shape)
+        return _read4(tensors, shape, wanted) if four else _read8(tensors, shape, scheme)
 
     return decode
+
+
+def _scheme8(section: Section, float_activations: bool) -> str:
+    """The scheme of 8-bit layers."""
+    if float_activations:
+        return "int8-row"
+    threshold = section.get("llm_int8_threshold", activations.OUTLIER)
+    if type(threshold) not in (int, float) or threshold not in _SCHEMES8:
+        what = f"llm_int8_threshold {threshold!r:.80}"
+        raise ValueError(
+            f"expected llm_int8_threshold of {', '.join(map(str, _SCHEMES8))}, "
+            f"{float_activations_remedy(what)}"
+        )
+    return _SCHEMES8[threshold]
 
 
 def _read4(tensors: Tensors, shape: tuple[int, int], wanted: str | None) -> QuantizedWeight:
@@ -203,7 +226,7 @@ def _check_finite(made: Mapping[str, Tensor]) -> None:
             raise ValueError(f"expected finite {key}, got NaN or Inf")
 
 
-def _read8(tensors: Tensors, shape: tuple[int, int]) -> QuantizedWeight:
+def _read8(tensors: Tensors, shape: tuple[int, int], scheme: str) -> QuantizedWeight:
     """An 8-bit layer in canonical form: one scale per row."""
     expect(tensors, {"weight", "SCB"}, frozenset({"weight_format"}))
     if "weight_format" in tensors and tensors["weight_format"].reshape(-1).tolist() != [0]:
@@ -216,9 +239,11 @@ def _read8(tensors: Tensors, shape: tuple[int, int]) -> QuantizedWeight:
         raise ValueError(
             f"expected SCB torch.float32 [{shape[0]}], got {largest.dtype} {list(largest.shape)}"
         )
-    scales = exact_scales(largest.reshape(-1, 1).to(torch.float32) / 127)
+    scales = exact_scales(largest.reshape(-1, 1).to(torch.float32) / activations.LARGEST)
     made = {"codes": (signed.to(torch.int16) + 128).to(torch.uint8), "scales": scales}
-    weight = QuantizedWeight.from_tensors(made, scheme="int8-row", shape=shape)
+    weight = QuantizedWeight.from_tensors(made, scheme=scheme, shape=shape)
+    if scheme in _SCHEMES8.values():
+        return weight
     note = (
         "its activations are rounded by LLM.int8() where it comes from, outlier columns apart; "
         "here only weights have 8 bits"
@@ -230,9 +255,16 @@ def _refusal(layer: LayerFacts) -> str | None:
     """Why a layer cannot be written."""
     scheme, group = layer.scheme, layer.group
     if scheme.format == "int8" and layer.symmetric and group == -1 and not layer.ordered:
-        return None
+        if scheme.options & activations.OPTIONS:
+            return None
+        return (
+            "bitsandbytes rounds the inputs of 8-bit layers too, which this one does not: quantize "
+            "with llm-int8 or w8a8"
+        )
     if scheme.format not in _TYPES:
-        return f"bitsandbytes holds nf4, fp4 and symmetric int8-row, got {scheme}"
+        return f"bitsandbytes holds nf4, fp4, llm-int8 and w8a8, got {scheme}"
+    if scheme.options & activations.OPTIONS:
+        return "bitsandbytes computes 4-bit layers on inputs in floating point"
     block = layer.shape[1] if group == -1 else group
     if block not in _BLOCKS:
         known = ", ".join(map(str, _BLOCKS))
@@ -298,11 +330,13 @@ def _encode8(weight: QuantizedWeight) -> dict[str, Tensor]:
 
 def _section(exported: Exported) -> dict[str, Any]:
     """The `quantization_config`, which is one for all layers."""
-    kinds = {(f.scheme.format, "dq" in f.scheme.options) for f in exported.layers}
+    kinds = {(f.scheme.format, f.scheme.options & _WHOLE_MODEL) for f in exported.layers}
     if len(kinds) > 1:
         found = ", ".join(sorted({str(f.scheme) for f in exported.layers}))
-        raise ValueError(f"bitsandbytes has one type and one nesting for all layers, got {found}")
-    kind, nested = next(iter(kinds))
+        raise ValueError(
+            f"bitsandbytes has one type, nesting and threshold for all layers, got {found}"
+        )
+    kind, options = next(iter(kinds))
     eight = kind == "int8"
     head = [] if exported.quantizes_head or exported.head is None else [exported.head]
     return {
@@ -310,23 +344,14 @@ def _section(exported: Exported) -> dict[str, Any]:
         "load_in_4bit": not eight,
         "load_in_8bit": eight,
         "bnb_4bit_quant_type": "fp4" if eight else kind,
-        "bnb_4bit_use_double_quant": nested,
+        "bnb_4bit_use_double_quant": "dq" in options,
         "bnb_4bit_compute_dtype": str(exported.dtype).removeprefix("torch."),
         "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_threshold": 6.0,
+        "llm_int8_threshold": 0.0 if "a8" in options else activations.OUTLIER,
         "llm_int8_has_fp16_weight": False,
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_skip_modules": [*head, *exported.kept],
     }
-
-
-def _notes(exported: Exported) -> list[str]:
-    if exported.layers[0].scheme.format != "int8":
-        return []
-    return [
-        "bitsandbytes computes 8-bit layers by LLM.int8(), which rounds activations too; calibit "
-        "computed with floating-point activations"
-    ]
 
 
 READER = Reader(
@@ -340,10 +365,10 @@ READER = Reader(
 WRITERS = (
     Writer(
         name=_METHOD,
-        summary="bitsandbytes (nf4, fp4, and int8 by row)",
+        summary="bitsandbytes (nf4, fp4, llm-int8, w8a8)",
         refusal=_refusal,
         encode=_encode,
         section=_section,
-        notes=_notes,
+        rounded_inputs=activations.OPTIONS,
     ),
 )

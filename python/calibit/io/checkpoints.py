@@ -18,6 +18,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    float_activations: bool = False,
 ) -> Any:
     """Read a quantized model: calibit's own checkpoint, or one that another tool wrote.
 
@@ -27,6 +28,8 @@ def load(
         dtype: dtype of the floating-point parameters and of the arithmetic; None keeps the stored
             one. Codes and scales are the same whatever it is.
         trust_remote_code: let the configuration name model code of its own.
+        float_activations: keep inputs of layers, and the cache, in floating point where another
+            tool's checkpoint asks for something else.
 
     Returns:
         The model, in evaluation mode.
@@ -34,11 +37,24 @@ def load(
     Raises:
         FileNotFoundError: the folder or one of its files does not exist.
         ValueError: a float model or an unknown layout, or a tensor that is missing, unexpected, of
-            another shape or dtype, or unreadable; the message names the file and the tensor.
+            another shape or dtype, or unreadable; the message names the file and the tensor. Inputs
+            or a cache that are quantized in a way that calibit does not compute;
+            `float_activations` for a checkpoint of calibit's own, which it computes as it is.
     """
-    own = foreign.method_of(path) in (None, native.METHOD)
-    reader = native.load if own else foreign.load
-    return reader(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if foreign.method_of(path) in (None, native.METHOD):
+        if float_activations:
+            raise ValueError(
+                "[load] expected float_activations for another tool's checkpoint, got one of "
+                f"calibit's own in {str(path)!r}"
+            )
+        return native.load(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    return foreign.load(
+        path,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        float_activations=float_activations,
+    )
 
 
 def convert(
@@ -48,6 +64,7 @@ def convert(
     *,
     required: Sequence[str] = (),
     trust_remote_code: bool = False,
+    float_activations: bool = False,
 ) -> export.Export:
     """Write a quantized checkpoint in another layout, codes and scales unchanged.
 
@@ -57,6 +74,7 @@ def convert(
         layout: one of `calibit.io.export.NAMES`.
         required: engines that must be able to load it (`calibit.io.engines.ENGINES`).
         trust_remote_code: let the configuration name model code of its own.
+        float_activations: as for `load`: the new checkpoint's weights alone are quantized.
 
     Returns:
         What was written, with notes.
@@ -75,7 +93,7 @@ def convert(
             f"[convert] expected a quantized checkpoint, got {str(source)!r} without "
             "quantization_config: use `calibit quantize`"
         )
-    model = load(source, trust_remote_code=trust_remote_code)
+    model = load(source, trust_remote_code=trust_remote_code, float_activations=float_activations)
     tokenizer = None
     if not loading.lacks_tokenizer(source):
         tokenizer = loading.read_tokenizer(source, trust_remote_code=trust_remote_code)

@@ -12,6 +12,10 @@ For a layer of N outputs and K inputs, codes q of b bits with a sign, G groups:
 W[n, k] = scale * (q - zero). Streams are dense since compressed-tensors' pull request 715 (2026);
 before, a word held floor(32/b) codes and the rest of it nothing, which differs for 3, 5, 6 and 7
 bits. int-quantized has q itself as `weight` int8 [N, K], and `weight_scale` [N, 1].
+
+`input_activations` of a layer's settings say what happens to its input. 8 bits, symmetric, dynamic
+by token is the option `a8`, with the scale max|x| / 127 of vLLM's and SGLang's kernels; the
+package's own simulation divides by 127.5.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from calibit.io.layout import (
     exact_scales,
     expect,
     expect_like,
+    float_activations_remedy,
     group_index,
     integer_scheme,
     natural_codes,
@@ -46,10 +51,19 @@ Tensor = torch.Tensor
 
 _METHOD = "compressed-tensors"
 _PACKED, _INT = "pack-quantized", "int-quantized"
+_PER_TOKEN: Mapping[str, Any] = {
+    "num_bits": 8,
+    "type": "int",
+    "symmetric": True,
+    "strategy": "token",
+    "dynamic": True,
+}
+"""`input_activations` that calibit computes, as the option a8."""
+
 _ACTIVATIONS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 
 
-def _decoder(section: Section) -> Decode:
+def _decoder(section: Section, float_activations: bool) -> Decode:
     """The reader of layers that a `quantization_config` describes."""
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
@@ -61,10 +75,18 @@ def _decoder(section: Section) -> Decode:
         raise ValueError(f"expected sparsity_config of format 'dense', got {sparsity!r:.80}")
     for name, group in groups.items():
         _check_group(name, group)
+        if not float_activations:
+            _check_activations(name, group)
+    if section.get("kv_cache_scheme") and not float_activations:
+        what = f"kv_cache_scheme {section['kv_cache_scheme']!r:.80}"
+        raise ValueError(f"expected a cache in floating point, {float_activations_remedy(what)}")
 
     def decode(name: str, tensors: Tensors, shape: tuple[int, int]) -> QuantizedWeight:
         group = _group_of(name, groups)
-        settings = group["weights"]
+        settings = {
+            **group["weights"],
+            "a8": group.get("input_activations") and not float_activations,
+        }
         label = group.get("format") or section.get("format")
         if "weight_packed" in tensors:
             weight = _read_packed(tensors, shape, settings)
@@ -73,7 +95,7 @@ def _decoder(section: Section) -> Decode:
         found = _PACKED if "weight_packed" in tensors else _INT
         if label in (_PACKED, _INT) and label != found:
             raise ValueError(f"expected tensors of format {label!r}, got those of {found!r}")
-        if group.get("input_activations"):
+        if group.get("input_activations") and float_activations:
             note = "its activations are quantized too where it comes from, here they are not"
             weight = replace(weight, notes=(*weight.notes, note))
         return weight
@@ -107,6 +129,26 @@ def _check_group(name: str, group: Mapping[str, Any]) -> None:
         raise ValueError(f"expected strategy group, channel or tensor in {name}, got {strategy!r}")
     if strategy == "group" and (type(group_size) is not int or group_size < 1):
         raise ValueError(f"expected group_size above 0 in {name}, got {group_size!r}")
+
+
+def _check_activations(name: str, group: Mapping[str, Any]) -> None:
+    """Refuse inputs and outputs that are quantized in another way than a8."""
+    if group.get("output_activations"):
+        what = f"output_activations {group['output_activations']!r:.80}"
+        raise ValueError(f"expected float outputs in {name}, {float_activations_remedy(what)}")
+    settings = group.get("input_activations")
+    if not settings:
+        return
+    if not isinstance(settings, dict):
+        raise ValueError(f"expected input_activations of {name} as settings, got {settings!r:.80}")
+    defaults = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False}
+    found = {key: settings.get(key, defaults.get(key)) for key in _PER_TOKEN}
+    if found != dict(_PER_TOKEN):
+        what = ", ".join(f"{key} {value!r}" for key, value in found.items())
+        raise ValueError(
+            f"expected input_activations of {name} with 8 bits, symmetric, dynamic by token, "
+            f"{float_activations_remedy(what)}"
+        )
 
 
 def _group_of(name: str, groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -253,6 +295,7 @@ def _assemble(
     if order is not None:
         made["input_order"] = order
     scheme = integer_scheme(bits, group, k, symmetric=symmetric)
+    scheme += "-a8" if settings["a8"] else ""
     weight = QuantizedWeight.from_tensors(made, scheme=scheme, shape=shape)
     if group > k:
         note = f"groups of {group} exceed its {k} inputs: one group per row"
@@ -319,7 +362,8 @@ def _section(form: str) -> Any:
     def section(exported: Exported) -> dict[str, Any]:
         forms: dict[tuple[Any, ...], list[str]] = {}
         for layer in exported.layers:
-            key = (layer.scheme.bits, layer.group, layer.symmetric, layer.ordered)
+            rounded = "a8" in layer.scheme.options
+            key = (rounded, layer.scheme.bits, layer.group, layer.symmetric, layer.ordered)
             forms.setdefault(key, []).append(layer.name)
         head = [] if exported.quantizes_head or exported.head is None else [exported.head]
         return {
@@ -330,8 +374,8 @@ def _section(form: str) -> Any:
                 f"group_{i}": {
                     # Names of layers count before the name of their class.
                     "targets": ["Linear"] if len(forms) == 1 else names,
-                    "weights": _weights(*key),
-                    "input_activations": _per_token() if form == _INT else None,
+                    "weights": _weights(*key[1:]),
+                    "input_activations": dict(_PER_TOKEN) if key[0] else None,
                     "output_activations": None,
                     "format": form,
                 }
@@ -356,16 +400,6 @@ def _weights(bits: int, group: int, symmetric: bool, ordered: bool) -> dict[str,
     }
 
 
-def _per_token() -> dict[str, Any]:
-    return {
-        "num_bits": 8,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "token",
-        "dynamic": True,
-    }
-
-
 def _packed_notes(exported: Exported) -> list[str]:
     notes = []
     odd = sorted({str(f.scheme.bits) for f in exported.layers if streams.WORD % f.scheme.bits})
@@ -380,13 +414,6 @@ def _packed_notes(exported: Exported) -> list[str]:
             "package's own (llm-compressor issue 1618)"
         )
     return notes
-
-
-def _int_notes(_: Exported) -> list[str]:
-    return [
-        "engines round the activations of int-quantized layers to 8 bits per token as well; "
-        "calibit computed with floating-point activations"
-    ]
 
 
 READER = Reader(
@@ -408,10 +435,10 @@ WRITERS = (
     ),
     Writer(
         name=_INT,
-        summary="compressed-tensors, int-quantized (8 bits per weight and activation)",
+        summary="compressed-tensors, int-quantized (8 bits per weight, and per activation with a8)",
         refusal=_int_refusal,
         encode=_int_encode,
         section=_section(_INT),
-        notes=_int_notes,
+        rounded_inputs=frozenset({"a8"}),
     ),
 )

@@ -93,6 +93,9 @@ def _rules(layout: str, engine: str) -> list[Rule]:
     """The rules about single layers."""
     if layout.startswith("gptq"):
         return _gptq_rules(engine)
+    if layout == _INT8:
+        reason = "it takes int-quantized layers with 8-bit activations only (scheme w8a8)"
+        return [(reason, True, lambda f: "a8" not in f.scheme.options)]
     return _packed_rules(engine) if layout == _PACKED else []
 
 
@@ -137,8 +140,8 @@ def _unlike_neighbours(exported: Exported) -> Iterator[str]:
 
 
 def _form(layer: LayerFacts) -> tuple[object, ...]:
-    zero_points = layer.scheme.options & {"asym", "fzero", "dq"}
-    return (layer.scheme.format, layer.group, zero_points, layer.ordered)
+    options = layer.scheme.options & {"asym", "fzero", "dq", "a8"}
+    return (layer.scheme.format, layer.group, options, layer.ordered)
 
 
 def _has_short_group(layer: LayerFacts) -> bool:

@@ -167,7 +167,8 @@ def check(exported: Exported, layout: str, required: Sequence[str]) -> list[Find
             "compute other values"
         )
     reasons = {
-        layer.name: writer.refusal(layer) or _activations(layer) for layer in exported.layers
+        layer.name: writer.refusal(layer) or _activations(layer, writer)
+        for layer in exported.layers
     }
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
     if refused:
@@ -183,9 +184,9 @@ def check(exported: Exported, layout: str, required: Sequence[str]) -> list[Find
     return findings
 
 
-def _activations(layer: LayerFacts) -> str | None:
-    """Why foreign layouts cannot say what a layer does to its input; None where it does nothing."""
-    found = sorted(activations.OPTIONS & layer.scheme.options)
+def _activations(layer: LayerFacts, writer: Writer) -> str | None:
+    """Why a layout cannot say what a layer does to its input; None where it can."""
+    found = sorted((activations.OPTIONS & layer.scheme.options) - writer.rounded_inputs)
     if not found:
         return None
     return (

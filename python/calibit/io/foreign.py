@@ -52,8 +52,12 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    float_activations: bool = False,
 ) -> Any:
     """Read a checkpoint that another tool wrote.
+
+    Layers whose inputs the tool rounds token by token (8 bits; LLM.int8()) compute so here as well:
+    their schemes have the options `a8` or `llm`.
 
     Args:
         path: the folder.
@@ -61,6 +65,8 @@ def load(
         dtype: dtype of the floating-point parameters and of the arithmetic; None keeps the stored
             one. Codes and scales are the same whatever it is.
         trust_remote_code: let the configuration name model code of its own.
+        float_activations: keep inputs of layers, and the cache, in floating point where the
+            checkpoint asks for something else.
 
     Returns:
         The model, in evaluation mode. A layer's `notes` say what a reader of a report should know.
@@ -69,13 +75,14 @@ def load(
         FileNotFoundError: the folder or one of its files does not exist.
         ValueError: a layout that is not known, a configuration that contradicts itself or the
             tensors, a tensor that is missing, unexpected, of another shape or dtype, or unreadable;
-            the message names the file and the tensor.
+            the message names the file and the tensor. Inputs or a cache that are quantized in a way
+            that calibit does not compute, such as by a stored scale.
     """
     path = Path(path)
     section, file = _section(path)
     reader = _reader(section, file)
     try:
-        decode = reader.decoder(section)
+        decode = reader.decoder(section, float_activations)
     except ValueError as error:
         raise ValueError(f"[load] cannot use quantization_config in {file}: {error}") from error
     model = _empty(path, trust_remote_code)

@@ -51,8 +51,8 @@ _STREAM_BITS = (2, 3, 4, 8)
 _SETTINGS = ("bits", "group_size", "sym", "desc_act")
 
 
-def _decoder(section: Section) -> Decode:
-    """The reader of layers that a `quantization_config` describes."""
+def _decoder(section: Section, _: bool) -> Decode:
+    """The reader of layers that a `quantization_config` describes; it says nothing of inputs."""
     version = _version(section)
     if section.get("pack_dtype", "int32") != "int32":
         raise ValueError(f"expected pack_dtype 'int32', got {section['pack_dtype']!r}")

@@ -36,14 +36,15 @@ class Reader:
         summary: what it reads, for help and messages.
         markers: last parts of tensor names of which a quantized layer has exactly one.
         decoder: checks a `quantization_config` and gives the function that reads a layer with it;
-            ValueError names the key.
+            ValueError names the key. The second argument says that inputs of layers stay in
+            floating point, whatever the configuration asks for.
     """
 
     method: str
     package: str
     summary: str
     markers: tuple[str, ...]
-    decoder: Callable[[Section], Decode]
+    decoder: Callable[[Section, bool], Decode]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Writer:
         section: the `quantization_config`; ValueError where the layers do not go together.
         notes: what the user should know about this export.
         config_copy: name of a file that holds the `quantization_config` once more, or None.
+        rounded_inputs: options of `calibit.activations.OPTIONS` that its files can state.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Writer:
     section: Callable[[Exported], dict[str, Any]]
     notes: Callable[[Exported], list[str]] = lambda _: []
     config_copy: str | None = None
+    rounded_inputs: frozenset[str] = frozenset()
 
 
 def integer_scheme(bits: int, group: int, k: int, *, symmetric: bool) -> str:
@@ -137,6 +140,14 @@ def integer_scheme(bits: int, group: int, k: int, *, symmetric: bool) -> str:
     if granularity != "row" and group % 8:
         raise ValueError(f"expected groups of a multiple of 8 weights, got {group}")
     return f"int{bits}-{granularity}" + ("" if symmetric else "-asym")
+
+
+def float_activations_remedy(what: str) -> str:
+    """The end of a message that refuses `what`, which calibit does not compute."""
+    return (
+        f"got {what}: calibit does not compute that; float_activations=True "
+        "(--float_activations) reads the weights and leaves the rest in floating point"
+    )
 
 
 def exact_scales(scales: Tensor) -> Tensor:
