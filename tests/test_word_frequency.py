@@ -35,8 +35,45 @@ def test_quarters_keep_equal_values_together() -> None:
     values = np.array([3.0, 1.0, 1.0, 2.0, np.nan, 4.0, 1.0, 5.0, 6.0])
     found = quarters(values)
     assert found[4] is None
-    assert found[1] == found[2] == found[6] == QUARTERS[0]
+    assert found[1] == found[2] == found[6] == "rarest 38 %"  # three of eight
     assert found[8] == QUARTERS[3] and found[0] in QUARTERS[1:3]
+
+
+@pytest.mark.parametrize(
+    ("counts", "names"),
+    [
+        ((25, 25, 25, 25), QUARTERS),
+        ((29, 21, 25, 25), QUARTERS),  # within a twentieth of the items
+        ((31, 19, 25, 25), ("rarest 31 %", "31 to 50 % from the rarest", *QUARTERS[2:])),
+        ((60, 20, 20), ("rarest 60 %", "60 to 80 % from the rarest", QUARTERS[3])),
+        ((10, 80, 10), ("rarest 90 %", "rarest 90 %", "commonest 10 %")),
+        ((50, 50), ("rarest 50 %", "commonest 50 %")),
+        ((100,), ("all alike",)),
+    ],
+)
+def test_a_group_of_equal_values_is_named_by_what_it_holds(
+    counts: tuple[int, ...], names: tuple[str, ...]
+) -> None:
+    values = np.repeat(np.arange(len(counts), dtype=np.float64), counts)
+    found = quarters(values)
+    assert [found[i] for i in np.cumsum(counts) - 1] == list(names)
+    assert found == list(np.repeat(names, counts))
+    order = np.random.default_rng(0).permutation(len(values))
+    assert quarters(values[order]) == [found[i] for i in order]
+    for name in set(names) & set(QUARTERS):
+        assert 0.15 <= found.count(name) / len(found) <= 0.35
+
+
+@pytest.mark.parametrize("n", [4, 6, 7, 9, 10, 130, 131, 1001])
+def test_without_ties_quarters_are_quarters(n: int) -> None:
+    """Parts of 1 and 2 of six items among them."""
+    found = quarters(np.arange(float(n)))
+    assert list(dict.fromkeys(found)) == list(QUARTERS)
+
+
+def test_two_items_are_halves_and_not_quarters() -> None:
+    assert quarters(np.array([2.0, 1.0])) == ["commonest 50 %", "rarest 50 %"]
+    assert quarters(np.array([2.0])) == ["all alike"]
 
 
 def test_items_and_prompts_are_sliced_by_their_rarest_word() -> None:
@@ -119,6 +156,8 @@ def test_slices_reach_the_comparison_and_the_verdict(tmp_path: Path) -> None:
     found = calibit.compare(base, own, resamples=200)
     names = {row["name"] for row in found.slices}
     assert {f"{rarity.MEAN}={one}" for one in named} <= names
+    lengths = {f"context length=quartile {k}" for k in (1, 2, 3, 4)}
+    assert {row["name"] for row in found.to_dict()["search"]["slices"]} & lengths
     searched = [row["name"] for row in found.to_dict()["worst_slices"]["acc"]["slices"]]
     assert any(name.startswith(rarity.MEAN) for name in searched)
 
@@ -127,7 +166,9 @@ def test_exploratory_search_looks_at_word_frequency_by_itself(tmp_path: Path) ->
     items = load(str(save_items(tmp_path / "items.jsonl", count=130)))
     run = calibit.evaluate(tiny_models.build("llama"), tiny_tokenizers.build(), items)
     found = calibit.compare(run, run, resamples=200).to_dict()["search"]["slices"]
-    assert any("word frequency among the items=quartile" in row["name"] for row in found)
+    names = [row["name"] for row in found]
+    assert any(name.startswith("word frequency among the items=") for name in names), names
+    assert not any(name.startswith("context length=") for name in names)  # all of one length
     without = calibit.evaluate(
         tiny_models.build("llama"), tiny_tokenizers.build(), items, store_docs=False
     )

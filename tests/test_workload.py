@@ -326,6 +326,33 @@ def test_prompts_longer_than_the_model_are_counted(tmp_path: Path) -> None:
     assert verdict.verdict == "inconclusive" and "cut prompts" in verdict.reasons[0]
 
 
+def test_segments_longer_than_the_model_are_counted(tmp_path: Path) -> None:
+    """Of 64 positions; one segment of "bb" is too long, scored in part and named."""
+    folder = parallel_folder(tmp_path / "text")
+    lines = (folder / "bb.txt").read_text().splitlines(keepends=True)
+    (folder / "bb.txt").write_text("a cat saw " * 40 + lines[0] + "".join(lines[1:]))
+    tokenizer, text = tiny_tokenizers.build(), read_parallel(folder)
+    base = calibit.evaluate(
+        tiny_models.build("llama"), tokenizer, parallel=text, out=tmp_path / "a"
+    )
+    other = calibit.evaluate(quantized(), tokenizer, reference=base, out=tmp_path / "b")
+    for run in (base, other):
+        scoring = run.meta["scoring"]
+        assert (scoring["segments"], scoring["segments_truncated"]) == (24, 1)
+    found = calibit.compare(base, other, resamples=200)
+    assert any(note.startswith("1 of 24 segments of parallel texts") for note in found.warnings)
+    rows = {row["lang"]: row for row in found.parallel[0].languages}
+    assert {lang: row["cut"] for lang, row in rows.items()} == {"aa": 0, "bb": 1, "cc": 0}
+    long = text.segments[[s.lang for s in text.segments].index("bb")].text
+    whole = [one.text for one in text.segments if one.lang == "bb"]
+    assert long == whole[0]
+    tokens = sum(len(tokenizer(one, add_special_tokens=False)["input_ids"]) for one in whole)
+    size = sum(len(one.encode()) for one in whole)
+    assert rows["bb"]["tokens"] < tokens and rows["bb"]["tokens_per_byte"] == tokens / size
+    page = found.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "(1 segment cut)" in page
+
+
 def test_runs_without_the_reference_are_not_compared(runs: dict[str, Run], tmp_path: Path) -> None:
     alone = calibit.evaluate(
         quantized(), tiny_tokenizers.build(), workload=prompts(), out=tmp_path / "alone"

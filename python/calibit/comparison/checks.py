@@ -36,7 +36,7 @@ def checks_of(run_a: RunLike, run_b: RunLike, paired: Paired) -> tuple[Check, ..
 
 
 def cut_notes(*metas: Mapping[str, Any]) -> list[str]:
-    """How many items and prompts of the runs were cut on the left; each sentence once.
+    """How many items, prompts and segments of the runs were cut to fit; each sentence once.
 
     Args:
         metas: the `run.json` of each run.
@@ -52,6 +52,11 @@ def cut_notes(*metas: Mapping[str, Any]) -> list[str]:
             found.append(
                 f"{prompts} of {_count(meta, 'prompts')} prompts were cut on the left to fit the "
                 "model with what they may generate"
+            )
+        if segments := _count(meta, "segments_truncated"):
+            found.append(
+                f"{segments} of {_count(meta, 'segments')} segments of parallel texts were cut on "
+                "the right to fit the model: what follows was not scored"
             )
     return list(dict.fromkeys(found))
 

@@ -69,8 +69,9 @@ class ParallelComparison:
     Attributes:
         name: the parallel text.
         segments: segments of each language.
-        languages: per language lang, n (segments), documents, tokens, tokens per byte, ppl_a,
-            ppl_b, ratio (perplexity b / a), d_nll and kl per token; documents are resampled whole.
+        languages: per language lang, n (segments), cut (those too long for the model, scored in
+            part), documents, tokens, tokens per byte, ppl_a, ppl_b, ratio (perplexity b / a), d_nll
+            and kl per token; documents are resampled whole.
         worst: the language with the largest loss shown: lang, d_nll and ratio with bounds that
             allow for having looked at all languages (Bonferroni), and whether a loss is `shown`.
     """
@@ -309,12 +310,14 @@ def _parallel(name: str, pair: _Pair, draw: Resampling) -> ParallelComparison:
 def _language(lang: str, pair: _Pair, draw: Resampling) -> dict[str, Any]:
     change = _change(pair, draw)
     size = sum(int(line.get("bytes", 0)) for line in pair.lines)
+    whole = sum(int(line.get("uncut", len(line["target"]))) for line in pair.lines)
     return {
         "lang": lang,
         "n": len(pair.lines),
+        "cut": sum("uncut" in line for line in pair.lines),
         "documents": int(pair.clusters.max()) + 1,
         "tokens": len(pair.number),
-        "tokens_per_byte": len(pair.number) / size if size else None,
+        "tokens_per_byte": whole / size if size else None,
         "ppl_a": ppl(-pair.a["log_true"]),
         "ppl_b": ppl(-pair.b["log_true"]),
         "d_nll": change,

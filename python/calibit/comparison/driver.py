@@ -154,6 +154,8 @@ def _exploratory(declared: Slices, labelled: Scores, contexts: Mapping[Key, str]
     single = declared + entropy + choices
     if labelled.n and all(key in contexts for key in labelled.keys):
         texts = [contexts[key] for key in labelled.keys]
+        length = np.array([len(text) for text in texts], dtype=np.float64)
+        single = single + quartile_slices("context length", length)
         mean, _ = text_frequencies(texts, WordFrequencies.of(texts))
         if np.isfinite(mean).all():
             single = single + quartile_slices("word frequency among the items", mean)

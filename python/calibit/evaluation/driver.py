@@ -260,6 +260,7 @@ def _begin(job: Job, folder: RunFolder, command: str | None) -> dict[str, Any]:
             "truncated": sum(ids.truncated for ids in job.encoded[:n]),
             "prompts": len(job.outputs.asked),
             "prompts_truncated": sum(one.cut for one in job.outputs.asked),
+            **job.outputs.segment_counts(),
             "boundary_merges": sum(ids.boundary_merge for ids in job.encoded[:n]),
         },
         "times": {"started": _now()},

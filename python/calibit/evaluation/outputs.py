@@ -139,6 +139,12 @@ class Outputs:
     def __bool__(self) -> bool:
         return bool(self.asked or self.given)
 
+    def segment_counts(self) -> dict[str, int]:
+        """Segments of parallel texts, and how many of them are cut to fit; empty without any."""
+        own = [one for one in self.given if one.source != WORKLOAD]
+        cut = sum("uncut" in one.more for one in own)
+        return {"segments": len(own), "segments_truncated": cut} if own else {}
+
     def costs(self) -> dict[tuple[str, int], int]:
         """Tokens of every unit of work, for the estimate of the time left."""
         found = {
@@ -311,7 +317,8 @@ def _sequence(one: Asked, found: Continued) -> Sequence_:
 
 
 def _segments(encoder: Encoder, text: ParallelText, max_length: int) -> Iterator[Sequence_]:
-    """The segments of a parallel text; every token of one is predicted, the first from BOS."""
+    """The segments of a parallel text; every token of one is predicted, the first from BOS. One
+    that is too long for the model is cut on the right and carries its whole length."""
     ids = encoder(segment.text for segment in text.segments)
     bos = encoder.tokenizer.bos_token_id
     for segment in text.segments:
@@ -326,7 +333,10 @@ def _segments(encoder: Encoder, text: ParallelText, max_length: int) -> Iterator
                 slices={"lang": segment.lang},
                 context=tuple(context),
                 target=tuple(target[:max_length]),
-                more={"bytes": len(segment.text.encode())},
+                more={
+                    "bytes": len(segment.text.encode()),
+                    **({"uncut": len(target)} if len(target) > max_length else {}),
+                },
             )
 
 

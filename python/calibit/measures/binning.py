@@ -53,6 +53,57 @@ def mass_bins(values: np.ndarray, bins: int) -> np.ndarray:
     return np.searchsorted(mass_edges(values, bins), values, side="left")
 
 
+def named_quarters(
+    values: np.ndarray, names: tuple[str, str, str, str], ends: tuple[str, str]
+) -> list[str]:
+    """The quarter of each value among all by the `mass` rule, under a name that is true of it.
+
+    Equal values stay together, so with many of them a group may be far larger than a quarter, and
+    another one empty. A group of at most a third that begins and ends within a twentieth of the
+    values (or one value) of where a quarter does has that quarter's name; any other is named by its
+    place.
+
+    Args:
+        values: float64 [N].
+        names: of the four quarters, from the least values to the largest.
+        ends: what the least and the largest values are called.
+
+    Returns:
+        One name per value.
+
+    Example:
+        >>> named_quarters(np.array([1.0, 1, 1, 2]), ("a", "b", "c", "d"), ("least", "largest"))
+        ['least 75 %', 'least 75 %', 'least 75 %', 'd']
+    """
+    if not len(values):
+        return []
+    index = mass_bins(values, len(names))
+    last = np.cumsum(np.bincount(index, minlength=len(names)))
+    found = {}
+    for group in np.unique(index):
+        start, stop = (int(last[group - 1]) if group else 0), int(last[group])
+        found[group] = _quarter_name(start, stop, len(values), names, ends)
+    return [found[group] for group in index]
+
+
+def _quarter_name(
+    start: int, stop: int, n: int, names: tuple[str, str, str, str], ends: tuple[str, str]
+) -> str:
+    """Name of the values at places start to stop of n in rising order."""
+    apart = [max(abs(start - k * n / 4.0), abs(stop - (k + 1) * n / 4.0)) for k in range(4)]
+    nearest = int(np.argmin(apart))
+    if 3 * (stop - start) <= n and apart[nearest] <= max(1.0, n / 20.0):
+        return names[nearest]
+    low, high = round(100 * start / n), round(100 * stop / n)
+    if start == 0 and stop == n:
+        return "all alike"
+    if start == 0:
+        return f"{ends[0]} {high} %"
+    if stop == n:
+        return f"{ends[1]} {100 - low} %"
+    return f"{low} to {high} % from the {ends[0]}"
+
+
 def published_mass_bins(values: np.ndarray, bins: int) -> np.ndarray:
     """Bin of each value under the `mass_edges` rule, int64 [N].
 

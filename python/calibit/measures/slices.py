@@ -12,7 +12,9 @@ from itertools import combinations
 
 import numpy as np
 
-from calibit.measures.binning import mass_bins
+from calibit.measures.binning import named_quarters
+
+_QUARTILES = ("quartile 1", "quartile 2", "quartile 3", "quartile 4")
 
 N_MIN = 30
 """Smallest slice that is searched."""
@@ -57,16 +59,16 @@ def slices_by_key(values: Sequence[Mapping[str, str]], *, n_min: int = N_MIN) ->
 
 
 def quartile_slices(name: str, values: np.ndarray, *, n_min: int = N_MIN) -> Slices:
-    """Four slices by the quartiles of a quantity of the reference or of the input (equal values
-    together).
+    """Four slices by the quartiles of a quantity of the reference or of the input; equal values
+    stay together, and a slice that is no quarter for it says so, "lowest 60 %".
 
     Args:
         name: name of the quantity.
         values: float64 [N].
         n_min: smallest slice kept.
     """
-    quarter = mass_bins(values, 4) if len(values) else np.empty(0, dtype=np.int64)
-    return slices_by_key([{name: f"quartile {index + 1}"} for index in quarter], n_min=n_min)
+    found = named_quarters(values, _QUARTILES, ("lowest", "highest"))
+    return slices_by_key([{name: quarter} for quarter in found], n_min=n_min)
 
 
 def pairs_of(slices: Slices, *, n_min: int = N_MIN) -> Slices:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibit.measures.binning import mass_bins
+from calibit.measures.binning import named_quarters
 from calibit.measures.repetition import words
 
 QUARTERS = ("rarest quarter", "second quarter", "third quarter", "commonest quarter")
@@ -66,11 +66,11 @@ def text_frequencies(texts: Sequence[str], known: WordFrequencies) -> tuple[np.n
 
 
 def quarters(values: np.ndarray) -> list[str | None]:
-    """The quarter of each value among all, equal values together; None for NaN."""
+    """The quarter of each value among all, equal values together; None for NaN. Where many values
+    are equal, a group is named by its share or place, "rarest 60 %"."""
     known = ~np.isnan(values)
     names: list[str | None] = [None] * len(values)
-    if known.any():
-        bins = mass_bins(values[known], len(QUARTERS))
-        for index, quarter in zip(np.flatnonzero(known), bins, strict=True):
-            names[int(index)] = QUARTERS[int(quarter)]
+    found = named_quarters(values[known], QUARTERS, ("rarest", "commonest"))
+    for index, name in zip(np.flatnonzero(known), found, strict=True):
+        names[int(index)] = name
     return names

@@ -233,7 +233,7 @@ def _languages(place: int, measured: Sequence[Candidate]) -> dict[str, Any]:
         "rows": [
             {
                 "lang": row["lang"],
-                "tokens": numbers.count(row["tokens"]),
+                "tokens": numbers.count(row["tokens"]) + _cut_words(row),
                 "ppl": numbers.significant(row["ppl_a"]["value"]),
                 "cells": [
                     _language_cell(text, number, 1.05 * (low - 1), 1.05 * (high - 1))
@@ -243,6 +243,12 @@ def _languages(place: int, measured: Sequence[Candidate]) -> dict[str, Any]:
             for number, row in enumerate(first["languages"])
         ],
     }
+
+
+def _cut_words(row: Mapping[str, Any]) -> str:
+    """How many segments were scored in part only; older comparisons do not say."""
+    cut = row.get("cut") or 0
+    return f" ({numbers.plural(cut, 'segment')} cut)" if cut else ""
 
 
 def _worst_words(worst: Mapping[str, Any]) -> str:
