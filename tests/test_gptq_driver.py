@@ -174,6 +174,7 @@ def test_hooks_are_removed() -> None:
 
 def reference_codes(model: nn.Module, ids: torch.Tensor, scheme: str) -> dict[str, torch.Tensor]:
     """GPTQ by definition: one group of layers at a time, each calibrated on whole-model passes."""
+    structure.open_experts_(model, {each.module for each in structure.fused_parameters(model)})
     found = structure.blocks(model)
     assert found is not None
     layers = structure.linear_layers(model)

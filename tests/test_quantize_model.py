@@ -49,6 +49,7 @@ def test_logits_equal_those_of_the_dequantized_weights(name: str, scheme: str) -
     model, ids = tiny_models.build(name), tiny_models.tokens()
     original = copy.deepcopy(model)
     report = quantize_model(model, scheme)
+    structure.open_experts_(original, {e.module for e in structure.fused_parameters(original)})
     layers = structure.linear_layers(original)
     expected = set(layers) if "head" in scheme else set(layers) - {structure.head_name(original)}
     assert {row.name for row in report.modules} == set(quantized_layers(model)) == expected
@@ -229,13 +230,26 @@ def test_gptq_without_calibration_is_refused_before_anything_changes() -> None:
     assert not quantized_layers(model)
 
 
-def test_fused_experts_are_reported_with_their_bytes() -> None:
-    model = tiny_models.build("mixtral")
-    sizes = {n: p.nbytes for n, p in model.named_parameters() if p.dim() == 3}
+class Bank(nn.Module):
+    """Fused matrices of a kind of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.gate_up_proj = nn.Parameter(torch.randn(3, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("th,ehk->tk", self.first(x), self.gate_up_proj)
+
+
+def test_fused_experts_of_a_layout_that_is_not_known_are_reported_with_their_bytes() -> None:
+    model = nn.ModuleDict({"bank": Bank()})
     report = quantize_model(model, "nf4")
-    fused = {kept.name: kept.nbytes for kept in report.kept if "expert" in kept.reason}
-    assert len(fused) == 4
-    assert fused == sizes
+    kept = report.kept[0]
+    assert (kept.name, kept.shape) == ("bank.gate_up_proj", (3, 8, 8))
+    assert kept.nbytes == 3 * 8 * 8 * 4
+    assert kept.reason == "fused, and its module does not say what it computes"
+    assert [row.name for row in report.modules] == ["bank.first"]
 
 
 def test_report_rows_state_what_was_stored() -> None:

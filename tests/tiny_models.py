@@ -77,13 +77,27 @@ CONFIGURATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "mixtral",
         {**_LLAMA_LIKE, "num_local_experts": 3, "num_experts_per_tok": 2},
     ),
+    "qwen3_moe": (  # one dense block, one of experts
+        "qwen3_moe",
+        {**_LLAMA_LIKE, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 12,
+         "moe_intermediate_size": 40, "mlp_only_layers": [0]},
+    ),
+    "olmoe": (
+        "olmoe",
+        {**_LLAMA_LIKE, "num_experts": 5, "num_experts_per_tok": 3, "intermediate_size": 40},
+    ),
+    "gpt_oss": (  # transposed experts with biases, gate and up interleaved
+        "gpt_oss",
+        {**_LLAMA_LIKE, "num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 12,
+         "intermediate_size": 40, "sliding_window": 8},
+    ),
 }  # fmt: skip
 
-DENSE = tuple(name for name in CONFIGURATIONS if name != "mixtral")
-"""Architectures whose every large weight is a linear layer."""
-
-MIXTURE = ("mixtral",)
+MIXTURE = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
 """Architectures that keep the experts of a layer in one 3-D parameter."""
+
+DENSE = tuple(name for name in CONFIGURATIONS if name not in MIXTURE)
+"""Architectures whose every large weight is a linear layer."""
 
 
 def build(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:

@@ -3,17 +3,22 @@
 A *linear layer* is any module that computes x W^T + b with a plain two-dimensional weight:
 `nn.Linear`, its subclasses that keep that function (Falcon's adds the bias apart), and GPT-2's
 `Conv1D`, which stores W transposed. The *head* is the layer the model itself names as its output
-embedding. *Blocks* are the list of modules that holds the most parameters.
+embedding. *Blocks* are the list of modules that holds the most parameters. *Experts* of a mixture
+that are slices of fused parameters become linear layers when their module is opened
+(`calibit.experts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from calibit import experts
+from calibit.experts import OpenExperts
 from calibit.modules import QuantizedLinear
 
 Tensors = Mapping[str, torch.Tensor]
@@ -28,11 +33,14 @@ class LinearLayer:
         shared.
         shape: `(N, K)`, output and input features.
         transposed: the module stores its weight as `[K, N]` (Conv1D).
+        experts: name of the list of experts that it is one of: they read different rows of one
+            input, each its own. None where every token passes.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, int]
     transposed: bool
+    experts: str | None = None
 
     @property
     def name(self) -> str:
@@ -44,6 +52,13 @@ class LinearLayer:
         transposed."""
         stored = model.get_submodule(self.name).get_parameter("weight").detach()
         return stored.t().contiguous() if self.transposed else stored.contiguous()
+
+    def nbytes(self, model: nn.Module) -> int:
+        """Bytes of the float weight, also where it is still a slice of a fused parameter."""
+        module = _submodule(model, self.name)
+        if module is None and self.experts is not None:
+            return model.get_parameter(self.experts)[0].nbytes
+        return model.get_submodule(self.name).get_parameter("weight").nbytes
 
     def bias(self, model: nn.Module) -> torch.Tensor | None:
         """The bias `[N]`, or None."""
@@ -58,11 +73,17 @@ class FusedParameter:
         name: dotted parameter name.
         shape: its shape, three or more dimensions.
         nbytes: its size in bytes.
+        module: name of its module.
+        layers: the linear layers that it becomes when its module is opened; none where it cannot.
+        refusal: why it cannot; None where it can.
     """
 
     name: str
     shape: tuple[int, ...]
     nbytes: int
+    module: str
+    layers: tuple[LinearLayer, ...]
+    refusal: str | None
 
 
 def linear_layers(model: nn.Module) -> dict[str, LinearLayer]:
@@ -70,16 +91,21 @@ def linear_layers(model: nn.Module) -> dict[str, LinearLayer]:
     module comes once."""
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
+    lists: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
         modules[id(module)] = module
+        if isinstance(module, OpenExperts):
+            for part, layers_of in module.lists().items():
+                lists |= dict.fromkeys(map(id, layers_of), f"{name}.{part}")
     layers = {}
     for key, module in modules.items():
         transposed = _stores_transposed(module)
         if transposed is not None:
             rows, columns = module.get_parameter("weight").shape
             shape = (columns, rows) if transposed else (rows, columns)
-            layers[names[key][0]] = LinearLayer(tuple(names[key]), shape, transposed)
+            found = LinearLayer(tuple(names[key]), shape, transposed, lists.get(key))
+            layers[names[key][0]] = found
     return layers
 
 
@@ -115,12 +141,102 @@ def fused_parameters(model: nn.Module) -> tuple[FusedParameter, ...]:
     experts."""
     found = []
     for prefix, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
+        own = [] if isinstance(module, nn.modules.conv._ConvNd) else _of_many_matrices(module)
+        if not own:
             continue
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.dim() >= 3 and parameter.is_floating_point() and min(parameter.shape) > 1:
-                found.append(FusedParameter(name, tuple(parameter.shape), parameter.nbytes))
+        refusal = experts.refusal(module) if prefix else "fused, and no part of a model"
+        for name in own:
+            parameter = module.get_parameter(name)
+            full = f"{prefix}.{name}" if prefix else name
+            layers = () if refusal else tuple(_slices(full, module, name))
+            found.append(
+                FusedParameter(
+                    full, tuple(parameter.shape), parameter.nbytes, prefix, layers, refusal
+                )
+            )
     return tuple(found)
+
+
+def layers_to_be(model: nn.Module, fused: Iterable[FusedParameter]) -> dict[str, LinearLayer]:
+    """`linear_layers` of the model as it will be when the modules of these parameters are open."""
+    place = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    found = [(place[name], layer) for name, layer in linear_layers(model).items()]
+    found += [(place[each.module], layer) for each in fused for layer in each.layers]
+    return {layer.name: layer for _, layer in sorted(found, key=lambda entry: entry[0])}
+
+
+def open_experts_(model: nn.Module, names: Iterable[str]) -> dict[tuple[str, ...], nn.Module]:
+    """Open the experts modules of these names: their slices become linear layers, on the memory of
+    the fused parameters.
+
+    Returns:
+        What was replaced, by its names, for `replace_`; it keeps the fused parameters in memory.
+    """
+    wanted = set(names)
+    replaced = {}
+    for name in wanted:
+        fused = model.get_submodule(name)
+        known = model.named_modules(remove_duplicate=False)
+        replaced[tuple(other for other, module in known if module is fused)] = fused
+    for all_names, fused in replaced.items():
+        replace_(model, all_names, OpenExperts(fused))
+    return replaced
+
+
+@contextmanager
+def opened_experts(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """The experts modules of these names, where the model has them, are open inside the block."""
+    known = {each.module for each in fused_parameters(model) if each.layers}
+    replaced = open_experts_(model, known.intersection(names))
+    try:
+        yield
+    finally:
+        for all_names, fused in replaced.items():
+            replace_(model, all_names, fused)
+
+
+def experts_of(model: nn.Module, layers: Iterable[str]) -> set[str]:
+    """The closed experts modules whose slices are called so."""
+    wanted = set(layers)
+    return {
+        each.module
+        for each in fused_parameters(model)
+        if any(layer.name in wanted for layer in each.layers)
+    }
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where the parameter of an opened expert lies in a fused one.
+
+    Attributes:
+        name: the fused parameter.
+        expert: index of the slice.
+        transposed: the slice is stored as `[K, N]`.
+    """
+
+    name: str
+    expert: int
+    transposed: bool
+
+
+def slice_of(model: nn.Module, parameter: str) -> Slice | None:
+    """The place of an opened expert's weight or bias in the fused parameters; None for others."""
+    layer, _, kind = parameter.rpartition(".")
+    if not is_expert(model, layer):
+        return None
+    path, _, expert = layer.rpartition(".")
+    if kind == "bias":
+        return Slice(f"{path}_bias", int(expert), transposed=False)
+    module = model.get_submodule(path.rpartition(".")[0])
+    return Slice(path, int(expert), bool(module.is_transposed))
+
+
+def is_expert(model: nn.Module, name: str) -> bool:
+    """Whether the module of this name is an expert's layer of an opened mixture."""
+    module, _, part = name.rpartition(".")[0].rpartition(".")
+    found = _submodule(model, module)
+    return isinstance(found, OpenExperts) and part in found.lists()
 
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
@@ -205,6 +321,30 @@ def aliases(model: nn.Module) -> dict[str, str]:
             if first.setdefault(id(parameter), full) != full:
                 found[full] = first[id(parameter)]
     return found
+
+
+def _of_many_matrices(module: nn.Module) -> list[str]:
+    """Names of a module's own floating parameters of three or more dimensions."""
+    return [
+        name
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() >= 3 and parameter.is_floating_point() and min(parameter.shape) > 1
+    ]
+
+
+def _slices(full: str, module: nn.Module, name: str) -> Iterator[LinearLayer]:
+    """The layers that a fused parameter becomes."""
+    count, rows, columns = module.get_parameter(name).shape
+    shape = (columns, rows) if module.is_transposed else (rows, columns)
+    for expert in range(count):
+        yield LinearLayer((f"{full}.{expert}",), shape, False, full)
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _stores_transposed(module: nn.Module) -> bool | None:

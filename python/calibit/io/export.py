@@ -167,7 +167,7 @@ def check(exported: Exported, layout: str, required: Sequence[str]) -> list[Find
             "compute other values"
         )
     reasons = {
-        layer.name: writer.refusal(layer) or _activations(layer, writer)
+        layer.name: _expert(layer) or writer.refusal(layer) or _activations(layer, writer)
         for layer in exported.layers
     }
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -182,6 +182,17 @@ def check(exported: Exported, layout: str, required: Sequence[str]) -> list[Find
         if finding.refused and finding.engine in required:
             raise ValueError(f"[export] {finding}")
     return findings
+
+
+def _expert(layer: LayerFacts) -> str | None:
+    """Why foreign layouts do not hold experts; None for other layers."""
+    if not layer.expert:
+        return None
+    return (
+        "its readers have names of their own for the gate, up and down weights of each expert, "
+        "which are one weight here: keep the experts in floating point (skip='experts'), or write "
+        f"the layout {native.METHOD!r}"
+    )
 
 
 def _activations(layer: LayerFacts, writer: Writer) -> str | None:
@@ -220,8 +231,8 @@ def _facts(model: Any, layout: str) -> tuple[LayerFacts, ...]:
         if isinstance(module, QuantizedLinear):
             weight = module.quantized_weight()
             ordered = weight.input_order is not None
-            dtype = weight.scales.dtype
-            found.append(LayerFacts(name, weight.shape, weight.scheme, ordered, dtype))
+            dtype, expert = weight.scales.dtype, structure.is_expert(model, name)
+            found.append(LayerFacts(name, weight.shape, weight.scheme, ordered, dtype, expert))
     if not found and (layout != native.METHOD or kv_cache.bits_of(model) is None):
         raise ValueError(
             "[export] expected a model with quantized layers, got none: quantize it first"

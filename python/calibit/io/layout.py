@@ -57,6 +57,7 @@ class LayerFacts:
         scheme: how the weight is stored.
         ordered: the columns have an order of their own (`input_order`).
         scale_dtype: dtype of the stored scales.
+        expert: the layer is an expert of a mixture, a slice of a fused parameter.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LayerFacts:
     scheme: Scheme
     ordered: bool
     scale_dtype: torch.dtype
+    expert: bool = False
 
     @property
     def group(self) -> int:

@@ -1,7 +1,9 @@
 """calibit's own checkpoint: a Hugging Face folder with each quantized layer in canonical form.
 
     config.json            the model's configuration; `quantization_config` as below
-    model*.safetensors     `<layer>.codes`, `<layer>.scales` …; every other tensor as it was
+    model*.safetensors     `<layer>.codes`, `<layer>.scales` …; every other tensor as it was, but
+                           for experts of a mixture of which some are quantized: each is a layer,
+                           `<experts>.down_proj.3`, quantized or `<experts>.down_proj.3.weight`
     generation_config.json, tokenizer files
 
 `quantization_config` holds `quant_method` ("calibit"), `format` (version of this layout), `scheme`
@@ -227,6 +229,7 @@ def _read_section(path: Path) -> dict[str, Any]:
 
 def _fill_quantized_(model: nn.Module, modules: Mapping[str, str], files: shards.Reader) -> None:
     """Put a QuantizedLinear with its stored tensors in the place of each quantized layer."""
+    structure.open_experts_(model, structure.experts_of(model, modules))
     layers = structure.linear_layers(model)
     for name, text in modules.items():
         layer = layers.get(name)

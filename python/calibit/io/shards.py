@@ -149,8 +149,8 @@ class Reader:
         rest = (name[len(prefix) :] for name in self._where if name.startswith(prefix))
         return [name for name in rest if "." not in name]
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor, in memory of its own.
+    def read(self, name: str, index: int | None = None) -> torch.Tensor:
+        """One tensor, or its part at an index of the first dimension, in memory of its own.
 
         Raises:
             ValueError: there is none of this name, or its data cannot be read.
@@ -164,7 +164,10 @@ class Reader:
             )
         file = self._where[name]
         try:
-            value: torch.Tensor = self._opened(file).get_tensor(name)
+            opened = self._opened(file)
+            value: torch.Tensor = (
+                opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
+            )
         except SafetensorError as error:
             raise ValueError(f"[load] expected {name!r} readable in {file}, got {error}") from error
         self._unread.discard(name)

@@ -156,7 +156,14 @@ def _save(model: Any, out: Path, layout: str, tokenizer: Any, required: Sequence
 def _planned(model: Any, plan: plans.Plan, skip: str | Sequence[str]) -> list[LayerFacts]:
     """The quantized layers that a plan will make, as far as they are known before."""
     return [
-        LayerFacts(layer.name, layer.shape, scheme, ordered=False, scale_dtype=torch.float16)
+        LayerFacts(
+            layer.name,
+            layer.shape,
+            scheme,
+            ordered=False,
+            scale_dtype=torch.float16,
+            expert=layer.experts is not None,
+        )
         for layer, scheme in survey(model, plan, skip=skip).jobs
     ]
 

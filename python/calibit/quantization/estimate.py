@@ -27,6 +27,7 @@ _PROBE = 1024  # rows of the matrices whose product is timed
 _PASSES = 2.2  # a block runs once per sample for its Hessians and once for its outputs, and parts
 _SOLVER_SHARE = 0.25  # of the rate of a matrix product: measured 0.2 to 0.35 on 576 to 4096 inputs
 _ROUNDING = 40  # operations a weight, as products count them
+_CHOSEN = 2  # experts of a token, where the configuration does not say
 _PROGRAM = 1_000_000_000  # bytes: Python, torch, transformers, 500 MB of open files
 _FACTOR_SHARE = 0.35  # of the float64 rate: Cholesky and the triangular inverse
 
@@ -79,7 +80,8 @@ def estimate(weights: Weights, jobs: Sequence[Job], calibration: Calibration | N
     }
     if solved and calibration is not None:
         total += _calibration_bytes(weights.model, solved, calibration)
-        for dtype, count in _operations(solved, calibration.tokens).items():
+        routed = _routed(weights.model, solved)
+        for dtype, count in _operations(solved, calibration.tokens, routed).items():
             operations[dtype] += count
     seconds = sum(count / _rate(dtype) for dtype, count in operations.items() if count)
     return Estimate(int(total), seconds, _available())
@@ -115,25 +117,35 @@ def _calibration_bytes(model: nn.Module, jobs: Sequence[Job], calibration: Calib
     return 2 * 4 * calibration.tokens * narrowest + remembered + matrices
 
 
-def _operations(jobs: Sequence[Job], tokens: int) -> dict[torch.dtype, float]:
+def _operations(jobs: Sequence[Job], tokens: int, routed: float) -> dict[torch.dtype, float]:
     """Floating-point operations by the dtype they are made in, rates of the solver allowed for."""
     single = double = 0.0
     for layer, _ in jobs:
         n, k = layer.shape
-        single += 2 * n * k * tokens * _PASSES + n * k * k / _SOLVER_SHARE + 4 * n * k * k
-    for k, count in _hessians(jobs).items():
-        single += 2 * k * k * tokens * count
+        seen = tokens * (1 if layer.experts is None else routed)
+        single += 2 * n * k * seen * _PASSES + n * k * k / _SOLVER_SHARE + 4 * n * k * k
+    for (k, of_expert), count in _hessians(jobs).items():
+        single += 2 * k * k * tokens * (routed if of_expert else 1) * count
         double += 4 / 3 * k**3 / _FACTOR_SHARE * count
     return {torch.float32: single, torch.float64: double}
 
 
-def _hessians(jobs: Sequence[Job]) -> dict[int, int]:
-    """Width -> Hessians of that width, guessed: every two layers of a width in one module (query
-    and key, gate and up) read one tensor."""
-    members = Counter((layer.name.rpartition(".")[0], layer.shape[1]) for layer, _ in jobs)
-    found: Counter[int] = Counter()
+def _routed(model: nn.Module, jobs: Sequence[Job]) -> float:
+    """Share of the tokens that an expert sees on average."""
+    lists = Counter(layer.experts for layer, _ in jobs if layer.experts is not None)
+    config = getattr(model, "config", None)
+    chosen = getattr(config, "num_experts_per_tok", None) or _CHOSEN
+    return min(1.0, chosen / max(lists.values(), default=1))
+
+
+def _hessians(jobs: Sequence[Job]) -> dict[tuple[int, bool], int]:
+    """(Width, of an expert) -> Hessians, guessed: every two layers of a width in one module (query
+    and key, gate and up) read one tensor; an expert has its own."""
+    dense = [layer for layer, _ in jobs if layer.experts is None]
+    members = Counter((layer.name.rpartition(".")[0], layer.shape[1]) for layer in dense)
+    found = Counter((layer.shape[1], True) for layer, _ in jobs if layer.experts is not None)
     for (_, k), count in members.items():
-        found[k] += -(-count // 2)
+        found[k, False] += -(-count // 2)
     return found
 
 

@@ -2,8 +2,9 @@
 
 True sequential order (the GPTQ paper's released code, option `--true-sequential`): inside a block,
 layers are solved in the order in which they run, and those that come later are calibrated on the
-outputs of those already quantized. Layers that read the same tensor are solved together. The next
-block is fed by the quantized block. Deterministic for a given model, calibration, device and number
+outputs of those already quantized. Layers that read the same tensor are solved together, and so are
+the experts of a mixture, each on the tokens that were routed to it. The next block is fed by the
+quantized block. Deterministic for a given model, calibration, device and number
 of threads.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from calibit.quantization.calibration_text import Calibration
 from calibit.quantization.finished import FinishedBlocks
 from calibit.quantization.guard import Guard, HeldOut
 from calibit.quantization.hessian import Hessian, HessianCapture, same_memory, watch_input
-from calibit.quantization.layerwise import Curvature, quantize_layer_
+from calibit.quantization.layerwise import Curvature, Reached, quantize_layer_
 from calibit.quantization.memory import Memory, Remembering, StandIn
 from calibit.quantization.replay import Call, NotReplayable, Replay, record
 from calibit.quantization.report import ModuleReport
@@ -37,6 +37,10 @@ _SHORT = 32
 
 _HESSIAN_BYTES = 2 * 1024**3
 """Memory for Hessians collected at the same time in whole-model passes."""
+
+STARVED = 0.005
+"""Share of the calibration tokens below which an expert is rounded to nearest (GPTQModel 7's rule);
+every other layer sees all tokens."""
 
 MEMORY_BYTES = 2 * 1024**3
 """Memory for the outputs of finished layers of a block; what does not fit is computed again."""
@@ -162,16 +166,17 @@ def _solve_block_(
     hidden: Sequence[torch.Tensor],
 ) -> Generator[ModuleReport, None, Sequence[torch.Tensor]]:
     """Solve the layers of one block, in the order they run; returns the block's outputs."""
-    order = _order(model, list(jobs), partial(calls[0].run, block, hidden[0]))
+    order = _order(model, jobs, partial(calls[0].run, block, hidden[0]))
     # A layer that the first sample does not reach may come before others in another sample.
     memory = Memory(0 if order.unreached else MEMORY_BYTES)
     inputs = zip(calls, hidden, strict=True)
     passes = [partial(_pass, memory, sample, *each, block) for sample, each in enumerate(inputs)]
     finished: list[structure.LinearLayer] = []
     try:
+        tokens = sum(each.numel() // each.shape[-1] for each in hidden)
         for names in order.subsets:
             hessians = _hessians(model, names, passes, once=order.once(names))
-            yield from _solve_(model, {name: jobs[name] for name in names}, hessians)
+            yield from _solve_(model, {name: jobs[name] for name in names}, hessians, tokens)
             for name in names:
                 layer = jobs[name][0]
                 stand_in = Remembering(name, model.get_submodule(name), memory)
@@ -220,25 +225,44 @@ def _solve_whole_(
         with HessianCapture({name: model.get_submodule(name) for name in names}) as capture:
             for ids in samples:
                 capture.run(partial(_forward, model, ids))
-        yield from _solve_(model, {name: jobs[name] for name in names}, capture.hessians())
+        tokens = sum(ids.numel() for ids in samples)
+        part = {name: jobs[name] for name in names}
+        yield from _solve_(model, part, capture.hessians(), tokens)
 
 
 def _solve_(
-    model: nn.Module, jobs: dict[str, Job], hessians: dict[str, Hessian | None]
+    model: nn.Module, jobs: dict[str, Job], hessians: dict[str, Hessian | None], tokens: int
 ) -> Iterator[ModuleReport]:
-    """Solve layers whose Hessians are known; each distinct Hessian is factorized once."""
+    """Solve layers whose Hessians are known; each distinct Hessian is factorized once.
+
+    An expert that too few of the calibration tokens reached is rounded to nearest.
+    """
     curvatures: dict[tuple[int, bool], Curvature] = {}
     for name, (layer, scheme) in jobs.items():
-        hessian = hessians[name]
-        curvature = None
-        if hessian is not None and bool(hessian.total.diagonal().any()):
+        hessian, curvature = hessians[name], None
+        reached = _reached(layer, hessian, tokens)
+        if hessian is not None and not reached.reason:
             ordered = "actorder" in scheme.options
             key = (id(hessian), ordered)
             if key not in curvatures:
                 factored = solver.factor(hessian.total, activation_order=ordered)
                 curvatures[key] = Curvature(hessian, factored)
             curvature = curvatures[key]
-        yield quantize_layer_(model, layer, scheme, curvature)
+        yield quantize_layer_(model, layer, scheme, curvature, reached)
+
+
+def _reached(layer: structure.LinearLayer, hessian: Hessian | None, tokens: int) -> Reached:
+    """How many of the calibration tokens reached a layer, and whether they are enough."""
+    if hessian is None:
+        return Reached(0, "no calibration token reached it")
+    if layer.experts is not None and hessian.rows < STARVED * tokens:
+        reason = (
+            f"{hessian.rows} of {tokens} calibration tokens reached it, fewer than {STARVED:.1%}"
+        )
+        return Reached(hessian.rows, reason)
+    if not bool(hessian.total.diagonal().any()):
+        return Reached(hessian.rows, "all its inputs were zero in the calibration tokens")
+    return Reached(hessian.rows)
 
 
 @dataclass(frozen=True)
@@ -246,42 +270,55 @@ class _Order:
     """How the layers of a block run.
 
     Attributes:
-        subsets: layers grouped by the tensor they read, in the order they run.
-        unreached: layers that did not run; each is a subset of its own, at the end.
-        repeated: layers that ran more than once.
+        subsets: layers grouped by the tensor they read, or the list of experts they belong to, in
+            the order they run; experts in as many parts as memory asks for.
+        unreached: layers that did not run, nor another expert of their list; each is a subset of
+            its own, at the end.
+        apart: layers that ran more than once, and experts, each of which reads its own rows.
     """
 
     subsets: list[list[str]]
     unreached: list[str]
-    repeated: frozenset[str]
+    apart: frozenset[str]
 
     def once(self, names: list[str]) -> bool:
-        """Did each of these layers run exactly once?"""
-        return self.repeated.isdisjoint(names) and set(self.unreached).isdisjoint(names)
+        """Did these layers run exactly once, and read one tensor?"""
+        return self.apart.isdisjoint(names) and set(self.unreached).isdisjoint(names)
 
 
-def _order(model: nn.Module, names: list[str], forward: Callable[[], object]) -> _Order:
+def _order(model: nn.Module, jobs: dict[str, Job], forward: Callable[[], object]) -> _Order:
     """The order in which one pass runs the layers."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[object, list[str]] = {}
     alive: list[torch.Tensor] = []
-    runs = dict.fromkeys(names, 0)
+    runs = dict.fromkeys(jobs, 0)
 
     def note(name: str, x: torch.Tensor) -> None:
         runs[name] += 1
         if runs[name] == 1:
             alive.append(x)  # so that no later input can take over its memory
-            groups.setdefault(same_memory(x), []).append(name)
+            groups.setdefault(jobs[name][0].experts or same_memory(x), []).append(name)
 
-    handles = [watch_input(model.get_submodule(name), partial(note, name)) for name in names]
+    handles = [watch_input(model.get_submodule(name), partial(note, name)) for name in jobs]
     try:
         with torch.no_grad():
             forward()
     finally:
         for handle in handles:
             handle.remove()
-    unreached = [name for name, count in runs.items() if count == 0]
-    subsets = [*groups.values(), *([name] for name in unreached)]
-    return _Order(subsets, unreached, frozenset(name for name, n in runs.items() if n > 1))
+    unreached = []
+    for name, (layer, _) in jobs.items():
+        if layer.experts in groups and runs[name] == 0:
+            groups[layer.experts].append(name)
+        elif runs[name] == 0:
+            unreached.append(name)
+    experts = {name for name, (layer, _) in jobs.items() if layer.experts is not None}
+    subsets: list[list[str]] = []
+    for names in groups.values():
+        ordered = {name: jobs[name] for name in jobs if name in set(names)}
+        subsets += _batches(ordered) if experts.issuperset(names) else [names]
+    repeated = {name for name, count in runs.items() if count > 1}
+    subsets += [[name] for name in unreached]
+    return _Order(subsets, unreached, frozenset(repeated | experts))
 
 
 def _batches(jobs: dict[str, Job]) -> Iterator[list[str]]:

@@ -34,27 +34,42 @@ class Curvature:
     factored: Factored
 
 
+@dataclass(frozen=True)
+class Reached:
+    """The calibration tokens that a layer saw.
+
+    Attributes:
+        tokens: how many.
+        reason: why it cannot be solved on them; empty where it can.
+    """
+
+    tokens: int
+    reason: str = ""
+
+
 def quantize_layer_(
     model: nn.Module,
     layer: structure.LinearLayer,
     scheme: Scheme,
     curvature: Curvature | None = None,
+    reached: Reached | None = None,
 ) -> ModuleReport:
     """Replace one linear layer by its quantized form; the float weight is freed with it.
 
     GPTQ keeps the codes of nearest rounding where those have the smaller output error on the
-    calibration tokens, and rounds to nearest where no calibration token reached the layer; both are
-    said in the row.
+    calibration tokens, and rounds to nearest where no calibration token reached the layer, or too
+    few; all of it is said in the row.
 
     Args:
         model: the model.
         layer: the layer.
         scheme: what to do; a solver `gptq` uses `curvature`.
-        curvature: the layer's Hessian and factor; None when no calibration token reached it.
+        curvature: the layer's Hessian and factor; None where `reached` says why there is none.
+        reached: for a solver: the calibration tokens that the layer saw.
     """
     started = perf_counter()
     dense = layer.weight(model)
-    quantized, facts = _choose(dense, scheme, curvature)
+    quantized, facts = _choose(dense, scheme, curvature, reached)
     error = _relative_error(dense, quantized)
     old = model.get_submodule(layer.name)
     new = QuantizedLinear.from_weight(quantized, layer.bias(model), dense.dtype)
@@ -74,17 +89,19 @@ def quantize_layer_(
 
 
 def _choose(
-    dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None
+    dense: torch.Tensor, scheme: Scheme, curvature: Curvature | None, reached: Reached | None
 ) -> tuple[QuantizedWeight, dict[str, Any]]:
     """The weight to keep, and what its row says about how it was chosen."""
-    if not scheme.is_solved:
+    if not scheme.is_solved or reached is None:
         return weight.quantize(dense, scheme), {"solver": scheme.solver}
     if curvature is None:
-        note = "no calibration token reached it: nearest rounding"
-        return weight.quantize(dense, scheme.nearest), {"solver": "nearest", "notes": (note,)}
+        notes = (f"{reached.reason}: nearest rounding",)
+        facts = {"solver": "nearest", "tokens": reached.tokens, "notes": notes}
+        return weight.quantize(dense, scheme.nearest), facts
     solution = weight.solve(dense, scheme, curvature.factored)
     return solution.weight, {
         "solver": solution.weight.scheme.solver,
+        "tokens": reached.tokens,
         "loss": solution.loss / curvature.hessian.rows,
         "loss_nearest": solution.loss_nearest / curvature.hessian.rows,
         "damping": curvature.factored.info.damping,

@@ -30,6 +30,9 @@ from calibit.quantization.residency import Weights
 from calibit.schemes import Scheme
 from calibit.tasks import texts
 
+KEPT = "kept by the plan"
+"""Reason of a layer that a plan leaves in floating point."""
+
 Progress = Callable[[int, int, str], None]
 """Called with layers done, layers in all, and the name of the layer just done; before that, while
 the model writes its own calibration text, with tokens done, tokens in all and `WRITING`."""
@@ -44,10 +47,12 @@ class Survey:
     Attributes:
         jobs: layers to quantize with their schemes, in the model's order.
         kept: large weights that stay in floating point.
+        opened: modules whose fused experts become linear layers first.
     """
 
     jobs: tuple[gptq.Job, ...]
     kept: tuple[KeptWeight, ...]
+    opened: tuple[str, ...] = ()
 
 
 def quantize_model(
@@ -64,10 +69,12 @@ def quantize_model(
     """Quantize the linear layers of a causal language model in place.
 
     Works on any model whose linear layers are `nn.Linear` or GPT-2's `Conv1D`; no list of
-    architectures. The output head stays in floating point unless the scheme has the option `head`;
-    a head tied to the embedding is then untied and the embedding keeps its float tensor. Fused
-    expert parameters are kept and reported. `fp32`, `bf16` and `fp16` quantize nothing: they cast
-    the model. The model's `config.quantization_config` records what was done.
+    architectures. Experts of a mixture that are slices of fused parameters become linear layers
+    (`calibit.experts`), called `...experts.down_proj.3`; fused parameters of a layout that is not
+    known are kept and reported. The output head stays in floating point unless the scheme has the
+    option `head`; a head tied to the embedding is then untied and the embedding keeps its float
+    tensor. `fp32`, `bf16` and `fp16` quantize nothing: they cast the model. The model's
+    `config.quantization_config` records what was done.
 
     Args:
         model: the model, its weights in memory.
@@ -153,7 +160,7 @@ def quantize_weights(
     if estimated is not None:
         estimated(estimate(weights, survey_.jobs, data))
     with finished.opened(work, job) as blocks:
-        rows, solved = _run_(weights, survey_.jobs, data, blocks, progress)
+        rows, solved = _run_(weights, survey_, data, blocks, progress)
     if survey_.jobs:
         _untie_(model, survey_.jobs)
     cache = None
@@ -184,34 +191,52 @@ def survey(model: nn.Module, plan: plans.Plan, *, skip: str | Sequence[str] = ()
         ValueError: a pattern of the plan or of `skip` matches no layer.
     """
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    layers = structure.linear_layers(model)
+    fused = structure.fused_parameters(model)
+    layers = structure.layers_to_be(model, fused)
     head = structure.head_name(model)
     tied = structure.tied_to_embedding(model)
     names = tuple(layers)
     plans.check_matched({p: [n for n in names if plans.matches(p, n)] for p in skip}, names, "skip")
     assigned = plans.assign(plan, names, head)
     jobs: list[gptq.Job] = []
-    kept: list[KeptWeight] = []
+    reasons: dict[str, str] = {}
     for name, layer in layers.items():
         scheme = assigned[name]
-        reason = ""
         if scheme is not None and scheme.is_float:
             continue
         if any(plans.matches(pattern, name) for pattern in skip):
-            reason = "skipped"
+            reasons[name] = "skipped"
         elif scheme is None:
-            reason = "output head, kept unless asked for" if name == head else "kept by the plan"
+            reasons[name] = "output head, kept unless asked for" if name == head else KEPT
         elif name in tied and name != head:
-            reason = "shares its weight with an embedding"
-        if reason or scheme is None:
-            kept.append(KeptWeight(name, layer.shape, _nbytes(model, layer), reason))
+            reasons[name] = "shares its weight with an embedding"
         else:
             jobs.append((layer, scheme.of_weight))
-    kept += [
-        KeptWeight(fused.name, fused.shape, fused.nbytes, "not a matrix (fused experts)")
-        for fused in structure.fused_parameters(model)
+    quantized = {layer.experts for layer, _ in jobs}
+    opened = {each.module for each in fused if each.name in quantized}
+    kept = _kept(model, layers, reasons, [each for each in fused if each.module not in opened])
+    return Survey(tuple(jobs), kept, tuple(sorted(opened)))
+
+
+def _kept(
+    model: nn.Module,
+    layers: Mapping[str, structure.LinearLayer],
+    reasons: Mapping[str, str],
+    closed: Sequence[structure.FusedParameter],
+) -> tuple[KeptWeight, ...]:
+    """Rows for the layers that are kept, and for fused parameters whose module stays closed."""
+    inside = {layer.name for each in closed for layer in each.layers}
+    rows = [
+        KeptWeight(name, layers[name].shape, layers[name].nbytes(model), reason)
+        for name, reason in reasons.items()
+        if name not in inside
     ]
-    return Survey(tuple(jobs), tuple(kept))
+    for each in closed:
+        found = {reasons.get(layer.name) for layer in each.layers} | {each.refusal}
+        reason = ", ".join(sorted(one for one in found if one))
+        if reason:  # none where the whole model is cast
+            rows.append(KeptWeight(each.name, each.shape, each.nbytes, reason))
+    return tuple(rows)
 
 
 def model_nbytes(model: nn.Module) -> int:
@@ -221,16 +246,19 @@ def model_nbytes(model: nn.Module) -> int:
 
 def _run_(
     weights: Weights,
-    jobs: Sequence[gptq.Job],
+    survey_: Survey,
     data: calibration_text.Calibration | None,
     blocks: FinishedBlocks,
     progress: Progress | None,
 ) -> tuple[tuple[ModuleReport, ...], gptq.Solved]:
     """Quantize the layers: nearest rounding first, then GPTQ, which sees the others' errors."""
     rows: dict[str, ModuleReport] = {}
+    jobs = survey_.jobs
+    fused = structure.open_experts_(weights.model, survey_.opened)
 
     def done(row: ModuleReport) -> None:
         rows[row.name] = row
+        fused.clear()
         release_freed_memory()
         if progress is not None:
             progress(len(rows), len(jobs), row.name)
@@ -248,10 +276,13 @@ def _run_(
         if solved and data is not None:
             found = gptq.solve_model_(weights, solved, data, done, blocks)
             judged = () if found.held_out is None else (found.held_out.note,)
-            notes = (*data.notes, *found.notes, *(note for note in judged if note))
+            said = (*found.notes, *_expert_notes(jobs, rows), *judged)
+            notes = (*data.notes, *(note for note in said if note))
             found = replace(found, notes=notes)
     except (ValueError, RuntimeError) as error:
         if not rows:
+            for names, module in fused.items():
+                structure.replace_(model, names, module)
             raise
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(
@@ -261,6 +292,26 @@ def _run_(
     finally:
         model.train(training)
     return tuple(rows[layer.name] for layer, _ in jobs), found
+
+
+def _expert_notes(jobs: Sequence[gptq.Job], rows: Mapping[str, ModuleReport]) -> Iterator[str]:
+    """Notes on experts that saw few calibration tokens."""
+    found = [(layer, rows[layer.name]) for layer, scheme in jobs if scheme.is_solved]
+    experts = [(layer, row) for layer, row in found if layer.experts is not None]
+    starved = [row for _, row in experts if row.loss is None]
+    thin = [row for layer, row in experts if row.loss and (row.tokens or 0) < layer.shape[1]]
+    if starved:
+        yield (
+            f"{len(starved)} of {len(experts)} weights of experts are rounded to nearest, such as "
+            f"{starved[0].name}: fewer than {gptq.STARVED:.1%} of the calibration tokens reached "
+            "them; give more text"
+        )
+    if thin:
+        yield (
+            f"{len(thin)} of {len(experts)} weights of experts were reached by fewer calibration "
+            f"tokens than they have inputs, such as {thin[0].name}: the result rests on the "
+            "damping; give more text"
+        )
 
 
 def _check_weights(weights: Weights) -> tuple[str, int]:
@@ -369,8 +420,3 @@ def _untie_(model: nn.Module, jobs: Sequence[gptq.Job]) -> None:
     config: Any = getattr(model, "config", None)
     if structure.head_name(model) in replaced and config is not None:
         config.tie_word_embeddings = False
-
-
-def _nbytes(model: nn.Module, layer: structure.LinearLayer) -> int:
-    """Bytes of a layer's float weight."""
-    return model.get_submodule(layer.name).get_parameter("weight").nbytes

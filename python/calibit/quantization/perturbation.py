@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from calibit import structure
+from calibit.experts import OpenExperts
 from calibit.modules import QuantizedLinear
 
 _CHUNK = 1 << 22  # noise values drawn at a time
@@ -39,7 +40,14 @@ def noise_scales(
     Raises:
         ValueError: the candidate has a quantized layer that the model lacks.
     """
-    pairs = _pairs(model, candidate)
+    with structure.opened_experts(model, _opened(candidate)):
+        return _noise_scales(model, _pairs(model, candidate), sequences)
+
+
+def _noise_scales(
+    model: nn.Module, pairs: Mapping[str, QuantizedLinear], sequences: Sequence[torch.Tensor]
+) -> dict[str, float]:
+    """`noise_scales` of a model whose experts are as open as the candidate's."""
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in pairs}
     handles = [
         model.get_submodule(name).register_forward_hook(_observer(quantized, sums[name]))
@@ -86,7 +94,9 @@ def perturbed(model: nn.Module, scales: Mapping[str, float], *, seed: int) -> It
         True
     """
     generator = torch.Generator().manual_seed(seed)
-    parameters = {name: model.get_submodule(name).get_parameter("weight") for name in scales}
+    with structure.opened_experts(model, structure.experts_of(model, scales)):
+        # Experts are views of the fused parameters: noise in the one is noise in the other.
+        parameters = {name: model.get_submodule(name).get_parameter("weight") for name in scales}
     originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     try:
         with torch.no_grad():
@@ -97,6 +107,11 @@ def perturbed(model: nn.Module, scales: Mapping[str, float], *, seed: int) -> It
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(originals[name])
+
+
+def _opened(candidate: nn.Module) -> list[str]:
+    """Names of the experts modules that a candidate has opened."""
+    return [name for name, module in candidate.named_modules() if isinstance(module, OpenExperts)]
 
 
 def _pairs(model: nn.Module, candidate: nn.Module) -> dict[str, QuantizedLinear]:
@@ -130,7 +145,7 @@ def _observer(quantized: QuantizedLinear, sums: torch.Tensor) -> Any:
 
 
 def _add_noise_(weight: torch.Tensor, scale: float, generator: torch.Generator) -> None:
-    flat = weight.view(-1)
+    flat = (weight if weight.is_contiguous() else weight.t()).view(-1)  # as it lies in memory
     for start in range(0, flat.numel(), _CHUNK):
         part = flat[start : start + _CHUNK]
         noise = torch.randn(part.numel(), generator=generator).mul_(scale)

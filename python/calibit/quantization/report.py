@@ -26,6 +26,8 @@ class ModuleReport:
         nbytes_codes: bytes of the codes.
         nbytes_meta: bytes of scales, zero points and codebooks.
         seconds: time spent on this layer, its share of calibration not included.
+        tokens: solvers only: calibration tokens that reached the layer; an expert sees those that
+            were routed to it.
         loss: solvers only: tr((W-Q) H (W-Q)^T) per calibration token, the mean squared error of the
         layer's output.
         loss_nearest: the same of nearest rounding.
@@ -44,6 +46,7 @@ class ModuleReport:
     nbytes_codes: int
     nbytes_meta: int
     seconds: float
+    tokens: int | None = None
     loss: float | None = None
     loss_nearest: float | None = None
     damping: float | None = None

@@ -115,10 +115,15 @@ class StoredWeights(Weights):
                 setattr(module, key, filling.read_like(name, buffer, self._files))
 
     def _value(self, name: str, empty: nn.Parameter) -> nn.Parameter:
-        """The stored parameter, or the one it is tied to."""
+        """The stored parameter, the one it is tied to, or its slice of a fused one."""
         if name in self._tied:
             return self.model.get_parameter(self._tied[name])
-        value = filling.read_like(name, empty, self._files)
+        part = structure.slice_of(self.model, name)
+        if part is None:
+            value = filling.read_like(name, empty, self._files)
+        else:
+            value = self._files.read(part.name, part.expert)
+            value = value.t().contiguous() if part.transposed else value
         return nn.Parameter(value, requires_grad=empty.requires_grad)
 
     def _follow_(self, name: str, block: nn.Module) -> None:
