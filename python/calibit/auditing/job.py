@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calibit.locking import LOCK, alone_in
+
 SCHEMA = "calibit.job/1"
-JOB_FILE, LOCK_FILE, RUNS = "job.json", "lock", "runs"
+JOB_FILE, RUNS = "job.json", "runs"
 CALIBRATION_FILE = "calibration.jsonl"
 """What the baseline wrote to calibrate on."""
 
@@ -205,7 +207,7 @@ def claim(folder: Path, job: Job) -> Iterator[None]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(folder), _recorded(folder, wanted):
+        with alone_in(folder, op="audit"), _recorded(folder, wanted):
             yield
     finally:
         if fresh and not any(folder.iterdir()):
@@ -238,7 +240,7 @@ def _begun(folder: Path) -> bool:
 
 def _foreign(folder: Path) -> bool:
     """Whether the folder holds files, none of which is an audit's record."""
-    names = {file.name for file in folder.iterdir()} - {LOCK_FILE}
+    names = {file.name for file in folder.iterdir()} - {LOCK}
     return bool(names) and JOB_FILE not in names
 
 
@@ -270,24 +272,3 @@ def _difference(key: str, stored: Any, wanted: Any) -> str:
         return f"the content of {', '.join(names)} has changed"
     before, now = (json.dumps(value, ensure_ascii=False) for value in (stored, wanted))
     return f"{key} was {before}, is {now}"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # a platform without such locks
-        yield
-        return
-    with (folder / LOCK_FILE).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"[audit] expected to be alone in {folder}, got another process that writes it; "
-                "wait for it to end"
-            ) from error
-        try:
-            yield
-        finally:
-            (folder / LOCK_FILE).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from calibit.locking import LOCK, alone_in
 from calibit.runs import (
     DOCS,
     FORCED,
@@ -32,8 +33,6 @@ from calibit.runs import (
     read_json,
     sha256_of,
 )
-
-_LOCK = "lock"
 
 
 class RunFolder:
@@ -72,7 +71,7 @@ class RunFolder:
             yield cls(folder, _stored_meta(folder, job, resume=resume), [])
             return
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with alone_in(folder, op="evaluate"):
             meta = _stored_meta(folder, job, resume=resume)
             (folder / "tokens").mkdir(exist_ok=True)
             yield cls(folder, meta, [] if meta is None else _whole_lines(folder / PART))
@@ -184,7 +183,7 @@ def _stored_meta(folder: Path, job: Mapping[str, Any], *, resume: bool) -> dict[
     """run.json of the same job, or None for a folder that holds nothing worth keeping yet."""
     if not (folder / META).is_file():
         foreign = [
-            file.name for file in folder.iterdir() if file.name != _LOCK and file.suffix != ".tmp"
+            file.name for file in folder.iterdir() if file.name != LOCK and file.suffix != ".tmp"
         ]
         if foreign and foreign != ["tokens"]:
             raise ValueError(
@@ -275,24 +274,3 @@ def _replacing(path: Path) -> Iterator[Path]:
     with draft.open("rb") as stream:
         os.fsync(stream.fileno())
     draft.replace(path)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock file; where the platform has no such locks, nothing is held."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / _LOCK).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"[evaluate] expected to be alone in {folder}, got another process that writes it"
-            ) from error
-        try:
-            yield
-        finally:
-            (folder / _LOCK).unlink(missing_ok=True)

@@ -23,13 +23,13 @@ import torch
 from torch import nn
 
 from calibit import schemes, structure
+from calibit.locking import alone_in
 from calibit.modules import QuantizedLinear
 from calibit.quantization.kept_text import PREFIX
 from calibit.quantization.report import ModuleReport
 from calibit.weight import QuantizedWeight
 
 _JOB = "job.json"
-_LOCK = ".lock"
 _ROWS = "rows"
 
 
@@ -117,7 +117,7 @@ def opened(folder: str | Path | None, job: Mapping[str, Any]) -> Iterator[Finish
         return
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
+    with alone_in(path, op="quantize"):
         file = path / _JOB
         if not file.is_file():
             file.write_text(json.dumps(job, indent=2), encoding="utf-8")
@@ -133,25 +133,6 @@ def opened(folder: str | Path | None, job: Mapping[str, Any]) -> Iterator[Finish
             if not cut_off and not any(path.glob("block-*.safetensors")):
                 shutil.rmtree(path, ignore_errors=True)
             raise
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock file; where the platform has no such locks, nothing is held."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / _LOCK).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"[quantize] expected to be alone in {str(folder)!r}, got another process that "
-                "writes it: wait for it to end"
-            ) from error
-        yield
 
 
 def _row(line: Mapping[str, Any]) -> ModuleReport:
