@@ -183,6 +183,7 @@ def quantize(
     *,
     hessian: Tensor | Factored | None = None,
     cross: Tensor | None = None,
+    residual: Tensor | None = None,
     damping: float = DAMPING,
 ) -> QuantizedWeight:
     """Quantize one weight: the same call for every solver and format.
@@ -197,6 +198,8 @@ def quantize(
             factor from `calibit.solver.factor` (shared by weights with the same input).
         cross: for ``gptaq``: ``[K, K]``, sum or mean of (y - x) x^T, y the unquantized model's
             input where x is this layer's; contained in a factor.
+        residual: for ``gptaq``: ``[N, K]``, sum or mean of e x^T, e what the sum that the layer's
+            output is added to lacks already: the layer is asked to make it good (see `solve`).
         damping: for solvers: share of the mean diagonal that is added to the Hessian's diagonal.
 
     Returns:
@@ -226,7 +229,7 @@ def quantize(
     if not isinstance(hessian, Factored):
         ordered = "actorder" in scheme.options
         hessian = factor(hessian, damping, activation_order=ordered, cross=cross)
-    return solve(weight, scheme, hessian).weight
+    return solve(weight, scheme, hessian, residual=residual).weight
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,11 @@ class Solution:
 
 
 def solve(
-    weight: Tensor | np.ndarray[Any, Any], scheme: str | Scheme, factored: Factored
+    weight: Tensor | np.ndarray[Any, Any],
+    scheme: str | Scheme,
+    factored: Factored,
+    *,
+    residual: Tensor | None = None,
 ) -> Solution:
     """Quantize one weight with a solver and keep the better of its codes and nearest rounding.
 
@@ -257,6 +264,11 @@ def solve(
         weight: ``[N, K]``, as for `quantize`.
         scheme: with a solver.
         factored: from `calibit.solver.factor`.
+        residual: for ``gptaq``: ``[N, K]``, sum or mean (as the Hessian is) of e x^T over the
+            calibration tokens. The output of such a layer is added to a residual stream; e is by
+            how much the unquantized model's stream is ahead of the quantized one's before this
+            layer. Of all weights, W + (W cross + residual) inv(H) brings the stream behind the
+            layer closest to the unquantized one.
 
     Raises:
         ValueError: as `quantize`.
@@ -265,6 +277,8 @@ def solve(
     w, device = _as_matrix(weight)
     _check_factored(factored, w.shape[1], scheme)
     target = w if factored.shift is None else w + w @ factored.shift.cpu()
+    if residual is not None:
+        target = target + _towards(residual, factored, w.shape, scheme)
     hessian = factored.hessian.cpu()
     tensors, cut_off = rounding.solved(target, w, scheme, factored)
     notes = (factored.info.note,) if factored.info.note else ()
@@ -279,6 +293,16 @@ def solve(
     if device.type != "cpu":
         q = replace(to_device(q, device), notes=q.notes)
     return Solution(q, loss, loss_nearest, clipped)
+
+
+def _towards(residual: Tensor, factored: Factored, shape: torch.Size, scheme: Scheme) -> Tensor:
+    """How far a residual moves the target."""
+    if scheme.solver != "gptaq" or residual.shape != shape:
+        wanted = f"residual= {list(shape)}" if scheme.solver == "gptaq" else "no residual="
+        raise ValueError(
+            f"[quantize] expected {wanted} for '{scheme}', got one of {list(residual.shape)}"
+        )
+    return factored.step(residual).cpu()
 
 
 def proxy_loss(difference: Tensor, hessian: Tensor) -> float:

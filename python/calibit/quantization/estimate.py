@@ -25,6 +25,7 @@ from calibit.schemes import Scheme
 
 _PROBE = 1024  # rows of the matrices whose product is timed
 _PASSES = 2.2  # a block runs once per sample for its Hessians and once for its outputs, and parts
+_BOTH_MODELS = 2.1  # times as many where the unquantized block runs beside it (gptaq)
 _SOLVER_SHARE = 0.25  # of the rate of a matrix product: measured 0.2 to 0.35 on 576 to 4096 inputs
 _ROUNDING = 40  # operations a weight, as products count them
 _CHOSEN = 2  # experts of a token, where the configuration does not say
@@ -120,10 +121,11 @@ def _calibration_bytes(model: nn.Module, jobs: Sequence[Job], calibration: Calib
 def _operations(jobs: Sequence[Job], tokens: int, routed: float) -> dict[torch.dtype, float]:
     """Floating-point operations by the dtype they are made in, rates of the solver allowed for."""
     single = double = 0.0
-    for layer, _ in jobs:
+    for layer, scheme in jobs:
         n, k = layer.shape
         seen = tokens * (1 if layer.experts is None else routed)
-        single += 2 * n * k * seen * _PASSES + n * k * k / _SOLVER_SHARE + 4 * n * k * k
+        passes = _PASSES * (_BOTH_MODELS if scheme.solver == "gptaq" else 1)
+        single += 2 * n * k * seen * passes + n * k * k / _SOLVER_SHARE + 4 * n * k * k
     for (k, of_expert), count in _hessians(jobs).items():
         single += 2 * k * k * tokens * (routed if of_expert else 1) * count
         double += 4 / 3 * k**3 / _FACTOR_SHARE * count

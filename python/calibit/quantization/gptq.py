@@ -11,6 +11,7 @@ of threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +28,7 @@ from calibit.quantization.memory import Memory, Remembering, StandIn
 from calibit.quantization.replay import Call, NotReplayable, Replay, record
 from calibit.quantization.report import ModuleReport
 from calibit.quantization.residency import Weights
+from calibit.quantization.unquantized import Block, Pull, Unquantized
 from calibit.schemes import Scheme
 
 Job = tuple[structure.LinearLayer, Scheme]
@@ -123,6 +125,8 @@ def _solve_blocks_(
     """Solve the layers of one block after the other."""
     model = weights.model
     hidden: Sequence[torch.Tensor] = replay.hidden[:samples]
+    pulled = any(scheme.solver == "gptaq" for _, scheme in jobs.values())
+    unquantized = Unquantized(hidden) if pulled else None
     for index, block in enumerate(replay.blocks):
         name = f"{replay.name}.{index}"
         inside = {key: job for key, job in jobs.items() if key.startswith(f"{name}.")}
@@ -130,16 +134,22 @@ def _solve_blocks_(
         with weights.loaded(name):
             if guard is not None:
                 guard.before_(model, index, list(inside.values()))
-            rows = finished.restore_(model, name, [layer for layer, _ in inside.values()])
-            if rows is None:
-                rows = []
-                solving = _solve_block_(model, inside, block, calls, hidden)
-                hidden = yield from _noting(solving, rows)
-                finished.add(model, name, rows)
-            else:
-                yield from rows
-                with torch.no_grad():
-                    hidden = [c.run(block, each) for c, each in zip(calls, hidden, strict=True)]
+            layers = [layer for layer, _ in inside.values()]
+            with ExitStack() as stack:
+                beside = None
+                if unquantized is not None:
+                    both = unquantized.beside(model, block, calls, hidden, layers)
+                    beside = stack.enter_context(both)
+                rows = finished.restore_(model, name, layers)
+                if rows is None:
+                    rows = []
+                    solving = _solve_block_(model, inside, block, calls, hidden, beside)
+                    hidden = yield from _noting(solving, rows)
+                    finished.add(model, name, rows)
+                else:
+                    yield from rows
+                    with torch.no_grad():
+                        hidden = [c.run(block, each) for c, each in zip(calls, hidden, strict=True)]
             if guard is not None:
                 guard.after(index)
 
@@ -164,6 +174,7 @@ def _solve_block_(
     block: nn.Module,
     calls: Sequence[Call],
     hidden: Sequence[torch.Tensor],
+    beside: Block | None,
 ) -> Generator[ModuleReport, None, Sequence[torch.Tensor]]:
     """Solve the layers of one block, in the order they run; returns the block's outputs."""
     order = _order(model, jobs, partial(calls[0].run, block, hidden[0]))
@@ -175,8 +186,9 @@ def _solve_block_(
     try:
         tokens = sum(each.numel() // each.shape[-1] for each in hidden)
         for names in order.subsets:
-            hessians = _hessians(model, names, passes, once=order.once(names))
-            yield from _solve_(model, {name: jobs[name] for name in names}, hessians, tokens)
+            part = {name: jobs[name] for name in names}
+            moments = _moments(model, part, passes, once=order.once(names), beside=beside)
+            yield from _solve_(model, part, moments, tokens)
             for name in names:
                 layer = jobs[name][0]
                 stand_in = Remembering(name, model.get_submodule(name), memory)
@@ -191,22 +203,44 @@ def _solve_block_(
                 structure.replace_(model, layer.names, module.stands_for)
 
 
-def _hessians(
-    model: nn.Module, names: list[str], passes: Sequence[Callable[[], object]], *, once: bool
-) -> dict[str, Hessian | None]:
-    """Hessians of layers that read one tensor.
+@dataclass(frozen=True)
+class _Moments:
+    """What passes over the calibration tokens tell of layers.
+
+    Attributes:
+        hessians: one object where layers share their inputs; None for a layer that none reached.
+        pull: what the unquantized model does to layers of `gptaq`, where it can be said.
+    """
+
+    hessians: dict[str, Hessian | None]
+    pull: Pull | None = None
+
+
+def _moments(
+    model: nn.Module,
+    jobs: dict[str, Job],
+    passes: Sequence[Callable[[], object]],
+    *,
+    once: bool,
+    beside: Block | None,
+) -> _Moments:
+    """Hessians of layers that read one tensor, and the pull on them.
 
     Where each runs once in a pass, the first of them speaks for all and the rest of the pass is
     left out.
     """
+    names, pull = list(jobs), None
     watched = names[:1] if once else names
     with HessianCapture(
         {name: model.get_submodule(name) for name in watched}, stop=once
     ) as capture:
-        for run in passes:
-            capture.run(run)
+        if beside is not None and once and any(s.solver == "gptaq" for _, s in jobs.values()):
+            pull = beside.pull(names, [partial(capture.run, run) for run in passes])
+        else:
+            for run in passes:
+                capture.run(run)
     found = capture.hessians()
-    return {name: found[names[0] if once else name] for name in names}
+    return _Moments({name: found[names[0] if once else name] for name in names}, pull)
 
 
 def _pass(
@@ -227,27 +261,29 @@ def _solve_whole_(
                 capture.run(partial(_forward, model, ids))
         tokens = sum(ids.numel() for ids in samples)
         part = {name: jobs[name] for name in names}
-        yield from _solve_(model, part, capture.hessians(), tokens)
+        yield from _solve_(model, part, _Moments(capture.hessians()), tokens)
 
 
 def _solve_(
-    model: nn.Module, jobs: dict[str, Job], hessians: dict[str, Hessian | None], tokens: int
+    model: nn.Module, jobs: dict[str, Job], moments: _Moments, tokens: int
 ) -> Iterator[ModuleReport]:
     """Solve layers whose Hessians are known; each distinct Hessian is factorized once.
 
     An expert that too few of the calibration tokens reached is rounded to nearest.
     """
-    curvatures: dict[tuple[int, bool], Curvature] = {}
+    factors: dict[tuple[int, bool, bool], solver.Factored] = {}
     for name, (layer, scheme) in jobs.items():
-        hessian, curvature = hessians[name], None
+        hessian, curvature = moments.hessians[name], None
         reached = _reached(layer, hessian, tokens)
+        pull = moments.pull if scheme.solver == "gptaq" else None
         if hessian is not None and not reached.reason:
             ordered = "actorder" in scheme.options
-            key = (id(hessian), ordered)
-            if key not in curvatures:
-                factored = solver.factor(hessian.total, activation_order=ordered)
-                curvatures[key] = Curvature(hessian, factored)
-            curvature = curvatures[key]
+            key = (id(hessian), ordered, pull is not None)
+            if key not in factors:
+                cross = None if pull is None else pull.cross
+                factors[key] = solver.factor(hessian.total, activation_order=ordered, cross=cross)
+            residual = None if pull is None else pull.residuals.get(name)
+            curvature = Curvature(hessian, factors[key], residual)
         yield quantize_layer_(model, layer, scheme, curvature, reached)
 
 

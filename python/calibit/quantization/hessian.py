@@ -155,14 +155,14 @@ class StopForward(Exception):
 
 
 def watch_input(
-    module: nn.Module, see: Callable[[torch.Tensor], None]
+    module: nn.Module, see: Callable[[torch.Tensor], None], *, before_others: bool = False
 ) -> torch.utils.hooks.RemovableHandle:
     """Show every input of a layer to `see` before the layer runs, until the handle is removed."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(args[0] if args else next(iter(kwargs.values())))
 
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_pre_hook(hook, with_kwargs=True, prepend=before_others)
 
 
 def same_memory(x: torch.Tensor) -> tuple[Any, ...]:

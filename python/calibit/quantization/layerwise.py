@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -28,10 +28,12 @@ class Curvature:
     Attributes:
         hessian: the sum of x x^T over the calibration tokens.
         factored: its factor, shared by the layers that share the Hessian.
+        residual: for `gptaq`, what the layer is to make good (`calibit.weight.solve`).
     """
 
     hessian: Hessian
     factored: Factored
+    residual: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def quantize_layer_(
     Args:
         model: the model.
         layer: the layer.
-        scheme: what to do; a solver `gptq` uses `curvature`.
+        scheme: what to do; a solver uses `curvature`. `gptaq` becomes `gptq`, and the row says so,
+            where the factor knows nothing of the unquantized model.
         curvature: the layer's Hessian and factor; None where `reached` says why there is none.
         reached: for a solver: the calibration tokens that the layer saw.
     """
@@ -95,10 +98,14 @@ def _choose(
     if not scheme.is_solved or reached is None:
         return weight.quantize(dense, scheme), {"solver": scheme.solver}
     if curvature is None:
-        notes = (f"{reached.reason}: nearest rounding",)
-        facts = {"solver": "nearest", "tokens": reached.tokens, "notes": notes}
+        reason = f"{reached.reason}: nearest rounding"
+        facts = {"solver": "nearest", "tokens": reached.tokens, "notes": (reason,)}
         return weight.quantize(dense, scheme.nearest), facts
-    solution = weight.solve(dense, scheme, curvature.factored)
+    notes: tuple[str, ...] = ()
+    if scheme.solver == "gptaq" and curvature.factored.shift is None:
+        scheme = replace(scheme, solver="gptq")
+        notes = ("gptq: its tokens cannot be paired with the unquantized model's",)
+    solution = weight.solve(dense, scheme, curvature.factored, residual=curvature.residual)
     return solution.weight, {
         "solver": solution.weight.scheme.solver,
         "tokens": reached.tokens,
@@ -106,7 +113,7 @@ def _choose(
         "loss_nearest": solution.loss_nearest / curvature.hessian.rows,
         "damping": curvature.factored.info.damping,
         "clipped": solution.clipped,
-        "notes": solution.weight.notes,
+        "notes": (*notes, *solution.weight.notes),
     }
 
 

@@ -1,0 +1,241 @@
+"""The unquantized model beside the one that is being quantized: what `gptaq` fits layers to.
+
+The errors of the layers before reach a layer twice. It reads x where the unquantized model has y
+(Li et al., "GPTAQ", arXiv 2504.02692), and where its output is added to a residual stream, that
+stream lacks e already. Both models go block by block through the calibration tokens; the sums of
+(y - x) x^T and e x^T move the target that the layer is fitted to. Which layers add to the stream is
+not read from names: their outputs are replaced, and the block's output must follow one to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibit import structure
+from calibit.quantization.hessian import StopForward, watch_input
+from calibit.quantization.replay import Call
+
+_FOLLOWS = {torch.float32: 1e-3, torch.float64: 1e-3}
+_FOLLOWS_COARSELY = 0.05  # bfloat16 rounds the sum to 8 bits
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Where the unquantized model pulls the layers that read one tensor.
+
+    Attributes:
+        cross: float64 `[K, K]`, the sum of (y - x) x^T.
+        residuals: float64 `[N, K]` by layer, the sum of e x^T, for a layer that adds to the stream.
+    """
+
+    cross: torch.Tensor
+    residuals: Mapping[str, torch.Tensor]
+
+
+class Unquantized:
+    """Carries the calibration samples through the unquantized blocks; one object per job.
+
+    Args:
+        hidden: the first block's input, one tensor per sample.
+    """
+
+    def __init__(self, hidden: Sequence[torch.Tensor]) -> None:
+        self._hidden = list(hidden)
+
+    @contextmanager
+    def beside(
+        self,
+        model: nn.Module,
+        block: nn.Module,
+        calls: Sequence[Call],
+        hidden: Sequence[torch.Tensor],
+        layers: Sequence[structure.LinearLayer],
+    ) -> Iterator[Block]:
+        """A block while its layers are replaced; afterwards the samples are through it.
+
+        Args:
+            model: the model.
+            block: the block, none of its layers solved yet.
+            calls: of each sample.
+            hidden: the inputs that the quantized blocks before give, one per sample.
+            layers: those of the block that will be replaced.
+        """
+        found = Block(model, block, calls, (self._hidden, hidden), layers)
+        yield found
+        for sample, call in enumerate(calls):
+            with torch.no_grad(), found.unquantized():
+                self._hidden[sample] = call.run(block, self._hidden[sample])
+
+
+class Block:
+    """One block in both forms.
+
+    Args:
+        model, block, calls, layers: as for `Unquantized.beside`.
+        hidden: inputs of the samples in the unquantized and in the quantized model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        block: nn.Module,
+        calls: Sequence[Call],
+        hidden: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+        layers: Sequence[structure.LinearLayer],
+    ) -> None:
+        self._model = model
+        self._block = block
+        self._calls = calls
+        self._hidden = hidden
+        self._layers = {layer.name: layer for layer in layers}
+        self._floats = {name: model.get_submodule(name) for name in self._layers}
+        candidates = [
+            layer.name
+            for layer in layers
+            if layer.shape[0] == hidden[0][0].shape[-1] and layer.experts is None
+        ]
+        run = partial(calls[0].run, block)
+        self._adding = added_to_stream(model, candidates, run, hidden[0][0])
+
+    @contextmanager
+    def unquantized(self) -> Iterator[None]:
+        """The block's layers are those of the unquantized model."""
+        now = {name: self._model.get_submodule(name) for name in self._layers}
+        try:
+            for name, layer in self._layers.items():
+                structure.replace_(self._model, layer.names, self._floats[name])
+            yield
+        finally:
+            for name, layer in self._layers.items():
+                structure.replace_(self._model, layer.names, now[name])
+
+    def pull(self, names: Sequence[str], passes: Sequence[Callable[[], object]]) -> Pull:
+        """What the next layers to be solved, which read one tensor, are to make good.
+
+        Args:
+            names: the layers.
+            passes: run the block with what is solved already, at least up to these layers, one per
+                sample.
+        """
+        first, adding = names[0], [name for name in names if name in self._adding]
+        floats, get = self._floats, self._model.get_submodule
+        solved = [name for name in self._adding if adding and get(name) is not floats[name]]
+        total = _Sums()
+        for sample, run in enumerate(passes):
+            x, mine = self._seen(first, run, solved, stop=False)
+            with self.unquantized():
+                true = partial(self._calls[sample].run, self._block, self._hidden[0][sample])
+                y, theirs = self._seen(first, true, solved, stop=True)
+            total.add("cross", y - x, x)
+            if adding:
+                ahead = self._hidden[0][sample].float() - self._hidden[1][sample].float()
+                ahead = ahead.reshape(-1, ahead.shape[-1])
+                total.add("residual", ahead + theirs - mine, x)
+        one = {adding[0]: total.sums["residual"]} if adding else {}  # it makes all of it good
+        return Pull(total.sums["cross"], one)
+
+    def _seen(
+        self, name: str, run: Callable[[], object], solved: Sequence[str], *, stop: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of a layer's input in a pass, and what the solved layers before added to the
+        stream."""
+        inputs: list[torch.Tensor] = []
+        added: list[torch.Tensor] = []
+
+        def see(x: torch.Tensor) -> None:
+            inputs.append(x.reshape(-1, x.shape[-1]).float())
+            if stop:
+                raise StopForward
+
+        def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            added.append(output.reshape(-1, output.shape[-1]).float())
+
+        with ExitStack() as stack:
+            for before in solved:
+                module = self._model.get_submodule(before)
+                stack.callback(module.register_forward_hook(keep).remove)
+            module = self._model.get_submodule(name)
+            stack.callback(watch_input(module, see, before_others=True).remove)
+            with torch.no_grad(), suppress(StopForward):
+                run()
+        return inputs[0], torch.stack(added).sum(0) if added else torch.zeros(())
+
+
+def added_to_stream(
+    model: nn.Module,
+    names: Sequence[str],
+    run: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+) -> tuple[str, ...]:
+    """The layers whose output a block adds to its hidden states, unchanged.
+
+    With the outputs of all layers in question replaced by noise, a change of one of them, or of the
+    block's input, must come out of the block as it is.
+
+    Args:
+        model: the model.
+        names: layers with as many outputs as the hidden states have features.
+        run: the block, from its input to its output.
+        hidden: an input.
+    """
+    noise = torch.Generator(device="cpu").manual_seed(0)
+    size = float(hidden.float().std()) or 1.0
+
+    def like(x: torch.Tensor) -> torch.Tensor:
+        return (torch.randn(x.shape, generator=noise) * size).to(x)
+
+    forced = {name: like(hidden) for name in names}
+    limit = _FOLLOWS.get(hidden.dtype, _FOLLOWS_COARSELY)
+    base = _forced(model, forced, run, hidden)
+    change = like(hidden)
+
+    def follows(changed: torch.Tensor) -> bool:
+        away = (changed - base - change).float().norm()
+        return bool(away <= limit * change.float().norm())
+
+    if base.shape != hidden.shape or not follows(_forced(model, forced, run, hidden + change)):
+        return ()
+    return tuple(
+        name
+        for name in names
+        if follows(_forced(model, forced | {name: forced[name] + change}, run, hidden))
+    )
+
+
+def _forced(
+    model: nn.Module,
+    outputs: Mapping[str, torch.Tensor],
+    run: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+) -> torch.Tensor:
+    """The block's output where layers give these outputs."""
+
+    def give(value: torch.Tensor, _module: nn.Module, _inputs: Any, output: Any) -> torch.Tensor:
+        return value.reshape(output.shape)
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, value in outputs.items():
+            module = model.get_submodule(name)
+            stack.callback(module.register_forward_hook(partial(give, value)).remove)
+        return run(hidden)
+
+
+class _Sums:
+    """Sums of outer products, per sample in float32, in all in float64."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, left: torch.Tensor, right: torch.Tensor) -> None:
+        product = (left.T @ right).double()
+        if name in self.sums:
+            self.sums[name] += product
+        else:
+            self.sums[name] = product
