@@ -1,12 +1,15 @@
 """Quality of GPTQ schemes: perplexity on WikiText-2 and on text of the calibration's kind.
 
     python benchmarks/quality_gptq.py --data FOLDER --model FOLDER [--schemes ...] [--out FILE]
+    python benchmarks/quality_gptq.py --data FOLDER --model FOLDER --stories [--out FILE]
 
-Calibration: the first 64 x 512 tokens of calib/c4.txt. Measured: the first 40 windows of 2,048
-tokens of the raw test text of WikiText-2 (`gptq@40`: every token of a window but its first), the
-next 20, and 16 windows from the end of calib/c4.txt, which the calibration does not reach. Beside
-each perplexity the mean difference of the loss from the float model's, in nats a token, with its
-standard error over windows. With `--out FILE` rows that the file holds already are not made again.
+Calibration: 64 x 512 tokens of calib/c4.txt, the first ones, or with `--draw SEED` segments that
+begin anywhere. Measured: the first 40 windows of 2,048 tokens of the raw test text of WikiText-2
+(`gptq@40`: every token of a window but its first), the next 10, and 8 windows from the end of
+calib/c4.txt, which no calibration reaches. `--stories` is for stories260K: 64 x 256 tokens of
+calib/tiny.txt, 60 windows of 256 from its end. Beside each perplexity the mean difference of the
+loss from the float model's, in nats a token, with its standard error over windows. With
+`--out FILE` rows that the file holds already are not made again.
 """
 
 from __future__ import annotations
@@ -28,14 +31,10 @@ from calibit.evaluation.text import wikitext_rows
 
 Tensor = torch.Tensor
 
-SCHEMES = (
-    "nf4", "nf4-dq", "int4-g128", "int4-g64", "int4-g128-asym", "int3-g128",
-    "gptq-int4-g128", "gptq-int4-g128-actorder", "gptq-int4-g64-actorder",
-    "gptq-int4-g128-asym-actorder", "gptq-nf4", "gptq-nf4-actorder", "gptq-nf4-dq-actorder",
-    "gptq-int3-g128-actorder",
-)  # fmt: skip
-SEGMENTS, LENGTH = 64, 512
-WINDOW = 2048
+FORMATS = ("nf4", "nf4-dq", "int4-g64", "int4-g128", "int4-g128-asym", "int3-g128")
+SOLVERS = ("{}", "gptq-{}", "gptq-{}-actorder", "gptaq-{}-actorder-mse")
+SCHEMES = tuple(solver.format(each) for each in FORMATS for solver in SOLVERS)
+SEGMENTS, LENGTH, WINDOW = 64, 512, 2048
 BATCH = 2
 
 
@@ -48,16 +47,19 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--draw", type=int, default=0, help="seed of the segments; 0: the first")
+    parser.add_argument("--stories", action="store_true", help="the texts of stories260K")
     parser.add_argument("--out", type=Path, help="append JSON lines here")
     options = parser.parse_args()
     known = read_rows(options.out)
     model, tokenizer = read(options.model)
-    segments, windows = texts(tokenizer, options.data, options.windows)
-    base = known.get("none") or row_of("none", model, windows, None)
-    show(base, options.out if "none" not in known else None)
+    text = Texts(tokenizer, options.data)
+    segments, windows = text.stories() if options.stories else text.web(options)
+    base = known.get(("none", 0)) or row_of("none", model, windows, None)
+    show(base, options.out if ("none", 0) not in known else None)
     for scheme in options.schemes.split(","):
-        if scheme in known:
-            show(known[scheme], None)
+        if (scheme, options.draw) in known:
+            show(known[scheme, options.draw], None)
             continue
         model, _ = read(options.model)
         begun = time.perf_counter()
@@ -66,6 +68,7 @@ def main() -> None:
         )
         row = row_of(scheme, model, windows, base)
         row |= {"seconds": time.perf_counter() - begun, "bits_per_weight": report.bits_per_weight}
+        row["draw"] = options.draw
         show(row, options.out)
 
 
@@ -77,23 +80,44 @@ def read(folder: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def texts(tokenizer: Any, data: Path, windows: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Calibration segments `[64, 512]`, and windows `[n, 2048]` of each text."""
+class Texts:
+    """Calibration segments `[n, length]`, and windows `[n, length]` of each text."""
 
-    def ids(text: str) -> Tensor:
-        return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def __init__(self, tokenizer: Any, data: Path) -> None:
+        self.tokenizer = tokenizer
+        self.data = data
 
-    web = ids((data / "calib" / "c4.txt").read_text(encoding="utf-8"))
-    used = SEGMENTS * LENGTH
-    held = web[used:]
-    count = min(16, len(held) // WINDOW)
-    wiki = ids("\n\n".join(wikitext_rows(data / "wikitext2_test_raw.txt")))
-    wiki = wiki[: len(wiki) // WINDOW * WINDOW].reshape(-1, WINDOW)
-    return web[:used].reshape(SEGMENTS, LENGTH), {
-        f"gptq@{windows}": wiki[:windows],
-        "wikitext, later": wiki[windows : windows + 20],
-        "c4, held out": held[len(held) - count * WINDOW :].reshape(count, WINDOW),
-    }
+    def ids(self, text: str) -> Tensor:
+        """Token ids of a text."""
+        encoded = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor(encoded)
+
+    def read(self, name: str) -> Tensor:
+        """Token ids of a calibration text."""
+        return self.ids((self.data / "calib" / name).read_text(encoding="utf-8"))
+
+    def web(self, options: argparse.Namespace) -> tuple[Tensor, dict[str, Tensor]]:
+        """C4 and WikiText-2."""
+        web = self.read("c4.txt")
+        held, web = web[len(web) - 8 * WINDOW :], web[: len(web) - 8 * WINDOW]
+        starts = LENGTH * torch.arange(SEGMENTS)
+        if options.draw:
+            random = torch.Generator().manual_seed(options.draw)
+            starts = torch.randint(len(web) - LENGTH, (SEGMENTS,), generator=random)
+        segments = torch.stack([web[start : start + LENGTH] for start in starts.tolist()])
+        wiki = self.ids("\n\n".join(wikitext_rows(self.data / "wikitext2_test_raw.txt")))
+        wiki = wiki[: len(wiki) // WINDOW * WINDOW].reshape(-1, WINDOW)
+        return segments, {
+            f"gptq@{options.windows}": wiki[: options.windows],
+            "wikitext, later": wiki[40:50],
+            "c4, held out": held.reshape(-1, WINDOW),
+        }
+
+    def stories(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """TinyStories."""
+        ids = self.read("tiny.txt")
+        held = ids[len(ids) - 60 * 256 :].reshape(-1, 256)
+        return ids[: 64 * 256].reshape(64, 256), {"stories, held out": held}
 
 
 def row_of(
@@ -130,12 +154,12 @@ def show(row: dict[str, Any], out: Path | None) -> None:
             file.write(json.dumps({**workbench.machine(), **row}) + "\n")
 
 
-def read_rows(out: Path | None) -> dict[str, dict[str, Any]]:
-    """Rows by scheme that a file holds."""
+def read_rows(out: Path | None) -> dict[tuple[str, int], dict[str, Any]]:
+    """Rows by scheme and draw that a file holds."""
     if out is None or not out.is_file():
         return {}
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    return {row["scheme"]: row for row in rows}
+    return {(row["scheme"], row.get("draw", 0)): row for row in rows}
 
 
 if __name__ == "__main__":
