@@ -8,7 +8,7 @@ import pkgutil
 
 import calibit
 
-EXTRAS = {"calibit.lm_eval": "lm_eval"}
+EXTRAS = {"calibit.lm_eval": "lm_eval", "calibit._lora_layer": "peft"}
 """Modules that need a package of an optional group -> that package."""
 
 

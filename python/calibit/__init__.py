@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibit import _C as _C
+    from calibit.adapters import register_lora
     from calibit.auditing import audit
     from calibit.comparison import compare
     from calibit.evaluation import evaluate
@@ -51,6 +52,7 @@ _LAZY = {
     "measures": "calibit.measures",
     "quantize": "calibit.weight",
     "quantize_model": "calibit.quantization.model",
+    "register_lora": "calibit.adapters",
     "save_model": "calibit.io.native:save",
     "token_confidence": "calibit.next_token",
 }
@@ -92,6 +94,7 @@ __all__ = [
     "measures",
     "quantize",
     "quantize_model",
+    "register_lora",
     "save_model",
     "token_confidence",
 ]
