@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import audit_cases
+import calibit
 import tiny_models
 from calibit.io import native
 from calibit.modules import QuantizedLinear
@@ -105,7 +106,7 @@ def test_bfloat16_model_comes_back_as_bfloat16(tmp_path: Path) -> None:
 
 def test_dtype_changes_parameters_but_no_code_and_no_scale(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "gpt2")
-    again = native.load(tmp_path / "model", dtype=torch.bfloat16)
+    again = calibit.load_model(tmp_path / "model", dtype=torch.bfloat16)
     before, after = model.state_dict(), again.state_dict()
     for key in (k for k in before if k.endswith((".codes", ".scales", ".codebook"))):
         assert torch.equal(before[key], after[key])

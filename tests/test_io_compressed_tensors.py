@@ -530,7 +530,7 @@ def test_the_bits_of_a_straddling_code() -> None:
 
 def test_width_that_cannot_be_told(tmp_path: Path) -> None:
     """33 codes of 3 bits are four words dense and padded."""
-    from calibit.io.compressed_tensors import _unpack
+    from calibit.io.compressed_tensors_layers import _unpack
 
     with pytest.raises(ValueError, match="cannot be told"):
         _unpack(torch.zeros(2, 4, dtype=torch.int32), 3, 2, 33)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from calibit import loading
+from calibit import loading, structure
 from calibit.io import export, foreign, native, shards
 
 
@@ -47,14 +47,14 @@ def load(
                 "[load] expected float_activations for another tool's checkpoint, got one of "
                 f"calibit's own in {str(path)!r}"
             )
-        return native.load(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    return foreign.load(
-        path,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        float_activations=float_activations,
-    )
+        model = native.load(path, trust_remote_code=trust_remote_code)
+    else:
+        model = foreign.load(
+            path, trust_remote_code=trust_remote_code, float_activations=float_activations
+        )
+    if dtype is not None:
+        structure.cast_(model, dtype)
+    return model if device is None else model.to(device)
 
 
 def convert(

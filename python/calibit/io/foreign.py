@@ -47,29 +47,16 @@ def lacks_package(path: str | Path) -> bool:
 
 
 def load(
-    path: str | Path,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    trust_remote_code: bool = False,
-    float_activations: bool = False,
+    path: str | Path, *, trust_remote_code: bool = False, float_activations: bool = False
 ) -> Any:
-    """Read a checkpoint that another tool wrote.
+    """Read a checkpoint that another tool wrote; arguments as of `calibit.io.checkpoints.load`.
 
     Layers whose inputs the tool rounds token by token (8 bits; LLM.int8()) compute so here as well:
     their schemes have the options `a8` or `llm`.
 
-    Args:
-        path: the folder.
-        device: where to put the model; None is the CPU.
-        dtype: dtype of the floating-point parameters and of the arithmetic; None keeps the stored
-            one. Codes and scales are the same whatever it is.
-        trust_remote_code: let the configuration name model code of its own.
-        float_activations: keep inputs of layers, and the cache, in floating point where the
-            checkpoint asks for something else.
-
     Returns:
-        The model, in evaluation mode. A layer's `notes` say what a reader of a report should know.
+        The model in its stored dtype on the CPU, in evaluation mode. A layer's `notes` say what a
+        reader of a report should know.
 
     Raises:
         FileNotFoundError: the folder or one of its files does not exist.
@@ -95,9 +82,7 @@ def load(
         files.check_all_read([_COMPUTED, *map(re.compile, ignored)])
     filling.read_generation_config_(model, path)
     model.config.quantization_config = native.describe(model, None, None)
-    if dtype is not None:
-        structure.cast_(model, dtype)
-    return model.to(device).eval() if device is not None else model.eval()
+    return model.eval()
 
 
 def _section(path: Path) -> tuple[Mapping[str, Any], str]:

@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from calibit import kv_cache, schemes, structure
@@ -135,24 +134,11 @@ def write(
         tokenizer.save_pretrained(folder)
 
 
-def load(
-    path: str | Path,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    trust_remote_code: bool = False,
-) -> Any:
-    """Read a model that `save` wrote.
-
-    Args:
-        path: the folder.
-        device: where to put the model; None is the CPU.
-        dtype: dtype of the floating-point parameters and of the arithmetic; None keeps the stored
-            one. Codes and scales are the same whatever it is.
-        trust_remote_code: let the configuration name model code of its own.
+def load(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Read a model that `save` wrote; arguments as of `calibit.io.checkpoints.load`.
 
     Returns:
-        The model, in evaluation mode.
+        The model in its stored dtype on the CPU, in evaluation mode.
 
     Raises:
         FileNotFoundError: the folder or one of its files does not exist.
@@ -172,9 +158,7 @@ def load(
     if section.get("cache_bits") is not None:
         kv_cache.round_(model, section["cache_bits"])
     filling.read_generation_config_(model, path)
-    if dtype is not None:
-        structure.cast_(model, dtype)
-    return model.to(device).eval() if device is not None else model.eval()
+    return model.eval()
 
 
 def read_json(file: Path) -> dict[str, Any]:
