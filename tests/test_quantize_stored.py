@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import tiny_models
-from calibit import structure
-from calibit.io import native, shards
+from calibit import loading, structure
+from calibit.io import filling, native, renaming, shards
 from calibit.quantization import (
     calibration_text,
     finished,
@@ -75,7 +75,7 @@ def test_same_files_as_from_memory(name: str, scheme: str, tmp_path: Path, ids) 
     assert report.source_hash and not unfinished(tmp_path / "stored").exists()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "mixtral", "gpt_oss"])
 def test_no_more_than_one_block_is_loaded(name: str, tmp_path: Path, ids) -> None:
     """At every layer's end the float weights of linear layers in memory are of one block."""
     source = source_of(name, tmp_path, max_shard_size="40KB")
@@ -97,6 +97,63 @@ def test_no_more_than_one_block_is_loaded(name: str, tmp_path: Path, ids) -> Non
         assert max(seen) == 1 and len(seen) >= 2 * 4
         weights.detach_()
         assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "mixtral", "qwen3_moe", "olmoe"])
+def test_files_with_other_names_and_separate_experts_stay_in_place(
+    name: str, tmp_path: Path
+) -> None:
+    source = source_of(name, tmp_path, max_shard_size="40KB")
+    expected = dict(structure.tensors(type(tiny_models.build(name)).from_pretrained(source)))
+    with shards.Reader(source) as files, residency.opened(str(source)) as weights:
+        assert isinstance(weights, residency.StoredWeights)
+        assert set(files.names()) != set(expected)
+        found = dict(weights.tensors())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape", "dtype"])
+def test_experts_that_do_not_fit_together_are_left_to_transformers(
+    change: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = source_of("olmoe", tmp_path)
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.experts.{}.gate_proj.weight"
+    if change == "missing":
+        del tensors[name.format(2)]
+    elif change == "extra":
+        tensors[name.format(9)] = tensors[name.format(2)].clone()
+    elif change == "shape":
+        tensors[name.format(2)] = torch.zeros(3, 48)
+    else:
+        tensors[name.format(2)] = tensors[name.format(2)].half()
+    save_file(tensors, file, metadata={"format": "pt"})
+    with shards.Reader(source) as files:
+        model = filling.skeleton(loading.read_config(source), False)
+        named = renaming.under_names_of(model, files)
+        assert named is None or not residency._one_to_one(model, named)
+
+
+def test_steps_of_transformers_other_than_stacking_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import conversion_mapping
+
+    source = source_of("olmoe", tmp_path)
+    model = filling.skeleton(loading.read_config(source), False)
+    steps = conversion_mapping.get_model_conversion_mapping(model)
+    for step in steps:
+        if hasattr(step, "operations"):
+            step.operations = step.operations[::-1]
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda _: steps)
+    with shards.Reader(source) as files:
+        assert renaming.under_names_of(model, files) is None
+        monkeypatch.delattr(conversion_mapping, "get_model_conversion_mapping")
+        assert renaming.under_names_of(model, files) is None  # a release without the tables
 
 
 def test_files_that_are_not_the_models_are_read_by_transformers(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from calibit.io import shards
+from calibit.io.renaming import Files
 from calibit.modules import QuantizedLinear
 
 
@@ -92,16 +93,14 @@ def fill_float_(model: nn.Module, tied: Mapping[str, str], files: shards.Reader)
             ) from error
 
 
-def read_like(name: str, expected: torch.Tensor, files: shards.Reader) -> torch.Tensor:
+def read_like(name: str, expected: torch.Tensor, files: Files) -> torch.Tensor:
     """A stored tensor of the shape and kind of the model's."""
     value = files.read(name)
     check_like(name, value, expected, files)
     return value
 
 
-def check_like(
-    name: str, value: torch.Tensor, expected: torch.Tensor, files: shards.Reader
-) -> None:
+def check_like(name: str, value: torch.Tensor, expected: torch.Tensor, files: Files) -> None:
     """Refuse a stored tensor of another shape or kind than the model's."""
     same_kind = value.is_floating_point() == expected.is_floating_point()
     if value.shape != expected.shape or not same_kind:

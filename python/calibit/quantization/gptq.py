@@ -280,6 +280,8 @@ def _solve_(
             ordered = "actorder" in scheme.options
             key = (id(hessian), ordered, pull is not None)
             if key not in factors:
+                if layer.experts is not None:
+                    factors.clear()  # an expert shares its factor with no other layer
                 cross = None if pull is None else pull.cross
                 factors[key] = solver.factor(hessian.total, activation_order=ordered, cross=cross)
             residual = None if pull is None else pull.residuals.get(name)

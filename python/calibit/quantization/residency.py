@@ -1,9 +1,9 @@
 """Where a model's float weights are while it is quantized: in memory, or still in its files.
 
-A model whose files hold the tensors of its modules one to one is quantized from a skeleton: the
-decoder blocks have their weights only while they run or are solved, so that memory holds one float
-block beside the quantized model. What any other layout needs (renamed or fused tensors) is left to
-transformers, which loads the whole model.
+A model whose files hold the tensors of its modules one to one, or renamed, or with the experts of a
+mixture one by one, is quantized from a skeleton: the decoder blocks have their weights only while
+they run or are solved, so that memory holds one float block beside the quantized model. What any
+other layout needs is left to transformers, which loads the whole model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from calibit import loading, structure
-from calibit.io import filling, shards
+from calibit.io import filling, renaming, shards
 from calibit.modules import QuantizedLinear
 
 
@@ -48,10 +48,10 @@ class StoredWeights(Weights):
 
     Args:
         model: parameters on the meta device, tied ones one object.
-        files: an open reader.
+        files: an open reader, under the model's names.
     """
 
-    def __init__(self, model: Any, files: shards.Reader) -> None:
+    def __init__(self, model: Any, files: renaming.Files) -> None:
         super().__init__(model)
         self._files = files
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -170,13 +170,14 @@ def _stored(folder: Path, stack: ExitStack, trust_remote_code: bool) -> Weights 
         files = stack.enter_context(shards.Reader(folder))
     except (ValueError, FileNotFoundError):
         return None
-    if not _one_to_one(model, files):
+    named = renaming.under_names_of(model, files)
+    if named is None or not _one_to_one(model, named):
         return None
     filling.read_generation_config_(model, folder)
-    return StoredWeights(model.eval(), files)
+    return StoredWeights(model.eval(), named)
 
 
-def _one_to_one(model: Any, files: shards.Reader) -> bool:
+def _one_to_one(model: Any, files: renaming.Files) -> bool:
     """Whether the files hold each tensor of the model under its name, in its shape and dtype, and
     nothing else."""
     tied = structure.aliases(model)
