@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from calibit.locking import LOCK, alone_in
 
@@ -37,6 +37,15 @@ NEW_TOKENS, SEGMENTS = 64, 40
 """Tokens of a continuation, and segments of each language: a few minutes of a small model."""
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+class Claiming(Protocol):
+    """What may own a folder: an audit, or another job that records runs below it."""
+
+    what: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the numbers, as JSON types."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ class Job:
             `own` (the items themselves), or None for no such slices.
     """
 
+    what: ClassVar[str] = "audit"
     model: str
     schemes: tuple[str, ...] = SCHEMES
     candidates: tuple[str, ...] = ()
@@ -185,7 +195,7 @@ def fingerprint(path: Path) -> str:
 
 
 @contextmanager
-def claim(folder: Path, job: Job) -> Iterator[None]:
+def claim(folder: Path, job: Claiming) -> Iterator[None]:
     """Own a folder for a job while the block runs: new, empty, or one that holds the same job.
 
     The job is on record as long as something was measured for it: a job of which nothing was
@@ -197,17 +207,18 @@ def claim(folder: Path, job: Job) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(
-            f"[audit] expected a folder for the output, got the file {folder}; choose another -o"
+            f"[{job.what}] expected a folder for the output, got the file {folder}; choose "
+            "another -o"
         )
     wanted, fresh = job.to_dict(), not folder.exists()
     if not fresh and _foreign(folder):
         raise ValueError(
-            f"[audit] expected a new or empty output folder, got {folder}, which holds other "
+            f"[{job.what}] expected a new or empty output folder, got {folder}, which holds other "
             "files; nothing is overwritten: choose another -o"
         )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with alone_in(folder, op="audit"), _recorded(folder, wanted):
+        with alone_in(folder, op=job.what), _recorded(folder, wanted, job.what):
             yield
     finally:
         if fresh and not any(folder.iterdir()):
@@ -215,11 +226,11 @@ def claim(folder: Path, job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded(folder: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
+def _recorded(folder: Path, wanted: Mapping[str, Any], what: str) -> Iterator[None]:
     """Keep a job on record, unless nothing is there to keep when the block ends."""
     record = folder / JOB_FILE
     if _begun(folder):
-        _check_same(folder, json.loads(record.read_text(encoding="utf-8")), wanted)
+        _check_same(folder, json.loads(record.read_text(encoding="utf-8")), wanted, what)
     else:
         write_json(record, wanted)
     try:
@@ -253,7 +264,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     draft.replace(path)
 
 
-def _check_same(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same(
+    folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str = Job.what
+) -> None:
     differs = [
         key for key in dict.fromkeys([*wanted, *stored]) if stored.get(key) != wanted.get(key)
     ]
@@ -261,8 +274,8 @@ def _check_same(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, An
         return
     shown = "; ".join(_difference(key, stored.get(key), wanted.get(key)) for key in differs)
     raise ValueError(
-        f"[audit] expected the same job as the audit in {folder}, got another: {shown}. Nothing is "
-        "overwritten: choose another -o, or repeat the first command to continue it"
+        f"[{what}] expected the same job as the {what} in {folder}, got another: {shown}. Nothing "
+        "is overwritten: choose another -o, or repeat the first command to continue it"
     )
 
 

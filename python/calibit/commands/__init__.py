@@ -12,6 +12,7 @@ import typer
 
 from calibit.auditing import job as jobs
 from calibit.commands import options as given
+from calibit.commands.attribution import attribute
 from calibit.commands.interchange import Engines, ExportTo, convert
 from calibit.commands.options import (
     JUDGE,
@@ -580,6 +581,7 @@ def doctor(
 
 COMMANDS: dict[str, Callable[..., Code]] = {
     "audit": audit,
+    "attribute": attribute,
     "quantize": quantize,
     "convert": convert,
     "eval": evaluate,
