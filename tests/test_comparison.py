@@ -182,6 +182,27 @@ def test_the_table_prints_every_main_number(v1):
         assert part in text
 
 
+def test_tests_of_v1(v1):
+    """Golden values of the change of the right answer's probability; 9,999 sign flips."""
+    found = v1.to_dict()["tests"]
+    assert set(found) == {"conf_true", "nll", "brier"}
+    one = found["conf_true"]
+    assert one["paired_t"]["statistic"] == pytest.approx(-4.4481802604, abs=1e-9)
+    assert one["paired_t"]["p"] == pytest.approx(1.0685830896e-05, rel=1e-8)
+    assert one["wilcoxon"]["p"] == pytest.approx(1.6939913494e-04, rel=1e-8)
+    assert one["sign_flip"] == 0.0001
+    assert float(v1.recovery) == pytest.approx(0.556 / 0.564, rel=1e-12)
+    assert v1.a["sel_acc@0.5"].n == 250
+
+
+def test_without_labels_nothing_is_tested():
+    a, b = simulated(60)
+    for run in (a, b):
+        run.scores().gold[:] = -1
+    found = compare(a, b, **QUICK)
+    assert found.tests == {} and found.recovery is None
+
+
 @pytest.mark.parametrize(
     ("meta", "title"),
     [

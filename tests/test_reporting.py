@@ -20,6 +20,7 @@ from calibit.comparison import compare
 from calibit.measures.scores import Scores
 from calibit.numbers import Style
 from calibit.reporting import (
+    everything,
     figures,
     html,
     panels,
@@ -475,6 +476,26 @@ def test_page_without_labels_text_speed_or_points() -> None:
     assert "reliability" not in page.ids and "speed" not in page.ids and "glossary" in page.ids
     assert "No item is labelled" in page.text or "no item is labelled" in page.text
     assert "KL" in shown(document, 100)
+
+
+def test_every_measure_has_its_words_and_its_place_on_the_page(made: Made) -> None:
+    one = made[0]["candidates"][0]
+    found = one["comparison"]
+    assert set(found["a"]) == set(everything._MEASURES)
+    page = Page(html.render(*made))
+    assert "everything" in page.ids
+    table = everything.context([one])[0]
+    assert len(table["rows"]) == len(found["a"]) + 5
+    for words, *_ in (*everything._MEASURES.values(), *everything._DIVERGENCES.values()):
+        assert words in page.text, words
+    smooth = next(row for row in table["rows"] if row[0] == "smooth ECE, points")
+    assert smooth[1] == numbers.fixed(found["a"]["smece"]["value"], digits=2, scale=100)
+    assert smooth[2] == numbers.fixed(found["b"]["smece"]["value"], digits=2, scale=100)
+    binned = next(row for row in table["rows"] if row[0].startswith("ECE, bins of equal count"))
+    assert binned[5] == f"plug-in, n {found['a']['ece']['n']}, 15 bins (mass), biased"
+    said = " ".join(table["tests"])
+    for part in ("McNemar: exact p", "mid-p", "paired t", "Wilcoxon", "sign flips", "Recovery"):
+        assert part in said
 
 
 def test_page_of_an_audit_in_which_everything_failed() -> None:

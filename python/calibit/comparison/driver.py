@@ -24,6 +24,7 @@ from calibit.comparison.joining import Key
 from calibit.comparison.pairing import Paired, RunLike, as_run, cluster_labels, pair
 from calibit.comparison.result import Comparison, Flips
 from calibit.comparison.tables import slice_keys, slice_table
+from calibit.comparison.testing import difference_tests
 from calibit.comparison.texts import compare_texts, text_windows
 from calibit.measures import fidelity
 from calibit.measures.binning import DEFAULT_BINS, ReliabilityBin, reliability
@@ -101,6 +102,8 @@ def compare(
         deltas=differences(first, second),
         flips=flips,
         mcnemar=_mcnemar(flips),
+        tests=difference_tests(first, second, draw),
+        recovery=_recovery(first, second),
         **divergences(paired.a, paired.b, resampling=draw),
         texts=tuple(texts),
         workload=continuations.workload,
@@ -186,6 +189,12 @@ def _rate(metric: str, hits: np.ndarray, draw: Resampling, empty: str) -> Estima
 
 def _mcnemar(flips: Flips) -> McNemar | None:
     return None if flips.rw is None or flips.wr is None else mcnemar(flips.rw, flips.wr)
+
+
+def _recovery(a: Panel, b: Panel) -> Estimate | None:
+    """Accuracy of the candidate as a share of the reference's."""
+    before, after = (side.statistics["acc"].estimate.value for side in (a, b))
+    return None if before is None or after is None else fidelity.recovery(before, after)
 
 
 def _reliability(labelled: Scores, bins: int, level: float) -> tuple[ReliabilityBin, ...]:

@@ -62,6 +62,8 @@ class Comparison:
         deltas: metric id -> change, candidate minus reference, with the interval that fits it.
         flips: changed answers.
         mcnemar: exact and mid-p test of the changed answers; None without labels.
+        tests: paired t, Wilcoxon and sign flips of the change of conf_true, NLL and Brier score.
+        recovery: accuracy of the candidate divided by the reference's; None without labels.
         kl_ab, kl_ba, jsd, js_distance, tv: divergences of the distributions over choices.
         texts: perplexity on every text of both runs.
         workload: the reference's continuations of the user's prompts, token by token; None without.
@@ -92,6 +94,8 @@ class Comparison:
     jsd: Estimate
     js_distance: Estimate
     tv: Estimate
+    tests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recovery: Estimate | None = None
     texts: tuple[TextComparison, ...] = ()
     workload: WorkloadComparison | None = None
     parallel: tuple[ParallelComparison, ...] = ()
@@ -125,6 +129,7 @@ class Comparison:
         out |= {name: plain(getattr(self, name)) for name in kept}
         out["flips"] = self.flips.to_dict()
         out["mcnemar"] = None if self.mcnemar is None else asdict(self.mcnemar)
+        out |= {"tests": plain(self.tests), "recovery": plain(self.recovery)}
         for name in ("kl_ab", "kl_ba", "jsd", "js_distance", "tv"):
             out[name] = getattr(self, name).to_dict()
         out["texts"] = [text.to_dict() for text in self.texts]

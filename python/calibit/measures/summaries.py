@@ -188,7 +188,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
 """Values that a level or a divergence can take (jsd in bits, js_distance in base 2): intervals are
 cut to them. Changes have no such limits here."""
 
-_RANKED = ("auroc", "aurc", "e_aurc")
+SURER_HALF = "sel_acc@0.5"
+"""Accuracy of the half of the items that a model is surest about."""
+
+_RANKED = ("auroc", "aurc", "e_aurc", SURER_HALF)
 _POINTS = ("mce", "sce", "ace_nixon", "tace", "debiased_l2_marginal", "smece", "ece_null")
 _NO_DIFFERENCE = ("ece_null", "ties")
 _ORDER = (
@@ -309,13 +312,15 @@ def _binned(scores: Scores, bins: int, resampling: Resampling | None) -> dict[st
 def _ranking(scores: Scores, resampling: Resampling | None) -> dict[str, Statistic]:
     c, r = scores.distributions.confidence, scores.correct
     ids = [f"{task}/{item}" for task, item in scores.keys]
+    half = {SURER_HALF: Statistic(selective.sel_acc(c, r, 0.5, ids=ids))}
     auroc, aurc = selective.auroc(c, r), selective.aurc(c, r, ids=ids)
     e_aurc = selective.e_aurc(c, r, ids=ids)
     if resampling is None:
-        return {"auroc": Statistic(auroc), "aurc": Statistic(aurc), "e_aurc": Statistic(e_aurc)}
+        points = {"auroc": auroc, "aurc": aurc, "e_aurc": e_aurc}
+        return half | {name: Statistic(one) for name, one in points.items()}
     drawn = selective.ranking_draws(c, r, ids, resampling)
     first = drawn[0] if auroc.value is not None else None
-    return {
+    return half | {
         "auroc": Statistic(auroc, draws=first, resampling=resampling),
         "aurc": Statistic(aurc, draws=drawn[1], resampling=resampling),
         "e_aurc": Statistic(e_aurc, draws=drawn[2], resampling=resampling),

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibit import numbers
-from calibit.reporting import cards, controls, draws, panels, tables, view, wording, written
+from calibit.reporting import (
+    cards,
+    controls,
+    draws,
+    everything,
+    panels,
+    tables,
+    view,
+    wording,
+    written,
+)
 from calibit.reporting.view import Audit, Points
 
 if TYPE_CHECKING:
@@ -33,6 +43,7 @@ _SECTIONS = (
     ("real", "Noise and direction", "real"),
     ("draws", "Calibration draws", "draws"),
     ("speed", "Memory and speed", "speed"),
+    ("everything", "Every measure", "everything"),
     ("method", "How it was measured", "method"),
     ("checks", "Self-audit", "checks"),
     ("caveats", "Limits", "caveats"),
@@ -137,6 +148,8 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         "speed": tables.speed(audit, measured),
         "speed_text": _speed_text(audit),
         "modules": tables.modules(measured),
+        "everything": everything.context(measured),
+        "everything_heads": everything.HEADS,
         "method": _method(audit),
         "command": audit["command"],
         "kept": wording.KEPT if "schema" in audit else "",
