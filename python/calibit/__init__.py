@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from calibit.io.native import save as save_model
     from calibit.modules import QuantizedLinear, linear
     from calibit.next_token import head_confidence, token_confidence
+    from calibit.quantization.finetuning import finetune_model
     from calibit.quantization.model import quantize_model
     from calibit.recalibration import Recalibration
     from calibit.registry import Format, formats
@@ -45,6 +46,7 @@ _LAZY = {
     "convert_checkpoint": "calibit.io.checkpoints:convert",
     "evaluate": "calibit.evaluation",
     "export_model": "calibit.io.export:save",
+    "finetune_model": "calibit.quantization.finetuning",
     "formats": "calibit.registry",
     "head_confidence": "calibit.next_token",
     "linear": "calibit.modules",
@@ -87,6 +89,7 @@ __all__ = [
     "convert_checkpoint",
     "evaluate",
     "export_model",
+    "finetune_model",
     "formats",
     "head_confidence",
     "linear",

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from calibit import structure
 from calibit.activations import straight_through
@@ -156,12 +157,15 @@ def check(model: nn.Module) -> None:
         _parameter(block)
 
 
-def round_(model: nn.Module, bits: int) -> None:
+def round_(model: nn.Module, bits: int) -> list[RemovableHandle]:
     """Let every decoder block of a model round the keys and values it writes to its cache.
 
     Args:
         model: causal language model of transformers, in place.
         bits: one of `BITS`.
+
+    Returns:
+        Handles whose `remove` ends the rounding.
 
     Raises:
         ValueError: another width, a model whose cache is rounded already, and as `check`.
@@ -173,8 +177,7 @@ def round_(model: nn.Module, bits: int) -> None:
             f"[kv_cache] expected a model with a float cache, got one of {bits_of(model)} bits"
         )
     hooks = [(block, Rounding(bits, *_parameter(block))) for block in _blocks(model)]
-    for block, hook in hooks:
-        block.register_forward_pre_hook(hook, with_kwargs=True)
+    return [block.register_forward_pre_hook(hook, with_kwargs=True) for block, hook in hooks]
 
 
 def bits_of(model: nn.Module) -> int | None:

@@ -198,6 +198,7 @@ def open_model(
     import torch
 
     from calibit import kv_cache
+    from calibit.io.native import FINETUNING
 
     vocabulary = other_tokenizer if loading.lacks_tokenizer(source) and other_tokenizer else source
     tokenizer = loading.read_tokenizer(vocabulary, trust_remote_code=trust_remote_code)
@@ -209,6 +210,7 @@ def open_model(
         "checkpoint": str(section.get("quant_method", FLOAT)),
         "scheme": section.get("scheme"),
         "source_hash": section.get("source_hash"),
+        FINETUNING: section.get(FINETUNING),
     }
     if kv_cache.bits_of(model) is not None:
         record["notes"] = [kv_cache.measure(model).note]
@@ -272,6 +274,10 @@ def lineage(
     differs = [key for key in _LINEAGE_KEYS if first.get(key) != second.get(key)]
     if differs:
         doubts.append(f"{entry.name} differs from the baseline in {', '.join(differs)}")
+    if record.get("finetuning"):
+        from calibit.quantization.finetuning import describe
+
+        doubts.append(f"{entry.name} was {describe(record['finetuning'])}")
     made_from = record.get("source_hash")
     if made_from is not None and made_from != base.get("weight_hash"):
         doubts.append(f"{entry.name} was made from other weights than the baseline's")

@@ -13,6 +13,7 @@ import typer
 from calibit.auditing import job as jobs
 from calibit.commands import options as given
 from calibit.commands.attribution import attribute
+from calibit.commands.finetuning import finetune
 from calibit.commands.interchange import Engines, ExportTo, convert
 from calibit.commands.options import (
     JUDGE,
@@ -583,6 +584,7 @@ COMMANDS: dict[str, Callable[..., Code]] = {
     "audit": audit,
     "attribute": attribute,
     "quantize": quantize,
+    "finetune": finetune,
     "convert": convert,
     "eval": evaluate,
     "compare": compare,

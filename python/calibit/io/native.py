@@ -8,10 +8,11 @@
 
 `quantization_config` holds `quant_method` ("calibit"), `format` (version of this layout), `scheme`
 (as the user wrote it), `modules` (the scheme of each quantized layer), `cache_bits` (of rounded
-keys and values, else null), `tied` (parameters stored under another name) and `source_hash` (of the
-float model's weights). A folder is written under another name and renamed when it is complete; an
-existing one is never touched. Loading is strict: every tensor must be there with its shape and
-dtype, nothing else may be, and the values arrive bit for bit.
+keys and values, else null), `finetuning` (where weights were trained first), `tied` (parameters
+stored under another name) and `source_hash` (of the original model's weights). A folder is written
+under another name and renamed when it is complete; an existing one is never touched. Loading is
+strict: every tensor must be there with its shape and dtype, nothing else may be, and the values
+arrive bit for bit.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ FORMAT = 1
 """Version of the layout; a reader refuses another one."""
 
 
+FINETUNING = "finetuning"
+"""Entry of the `quantization_config` about training before quantization."""
+
+
 def is_checkpoint(path: str | Path) -> bool:
     """Is this a folder that `save` wrote?"""
     try:
@@ -45,13 +50,19 @@ def is_checkpoint(path: str | Path) -> bool:
     return isinstance(section, dict) and section.get("quant_method") == METHOD
 
 
-def describe(model: nn.Module, scheme: str | None, source_hash: str | None) -> dict[str, Any]:
+def describe(
+    model: nn.Module,
+    scheme: str | None,
+    source_hash: str | None,
+    finetuning: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The `quantization_config` of a quantized model.
 
     Args:
         model: the model.
         scheme: the scheme or plan as the user wrote it; None lists the schemes found.
         source_hash: hash of the float weights, where known.
+        finetuning: how they were trained before they were quantized.
     """
     modules = {
         name: str(module.scheme)
@@ -64,15 +75,22 @@ def describe(model: nn.Module, scheme: str | None, source_hash: str | None) -> d
         "scheme": scheme or ", ".join(sorted(set(modules.values()))),
         "modules": modules,
         "cache_bits": kv_cache.bits_of(model),
+        **({} if finetuning is None else {FINETUNING: dict(finetuning)}),
         "tied": structure.aliases(model),
         "source_hash": source_hash,
     }
 
 
-def record_(model: Any, scheme: str, source_hash: str) -> None:
+def record_(
+    model: Any,
+    scheme: str,
+    source_hash: str,
+    *,
+    finetuning: Mapping[str, Any] | None = None,
+) -> None:
     """Write what was done to a model into its configuration, where it has one."""
     if hasattr(model, "config"):
-        model.config.quantization_config = describe(model, scheme, source_hash)
+        model.config.quantization_config = describe(model, scheme, source_hash, finetuning)
 
 
 def save(
@@ -122,7 +140,8 @@ def write(
         )
     recorded = getattr(model.config, "quantization_config", None)
     known = recorded if isinstance(recorded, dict) else {}
-    section = describe(model, known.get("scheme"), known.get("source_hash"))
+    facts = (known.get(key) for key in ("scheme", "source_hash", FINETUNING))
+    section = describe(model, *facts)
     if not section["modules"] and section["cache_bits"] is None:
         raise ValueError(
             "[save] expected a model with quantized layers, got none: use save_pretrained for a "

@@ -73,8 +73,10 @@ def quantize_model(
     (`calibit.experts`), called `...experts.down_proj.3`; fused parameters of a layout that is not
     known are kept and reported. The output head stays in floating point unless the scheme has the
     option `head`; a head tied to the embedding is then untied and the embedding keeps its float
-    tensor. `fp32`, `bf16` and `fp16` quantize nothing: they cast the model. The model's
-    `config.quantization_config` records what was done.
+    tensor. `fp32`, `bf16` and `fp16` quantize nothing: they cast the model. With `kv8` or `kv4` the
+    keys and values that attention sees are rounded (`calibit.kv_cache`) once the weights are
+    quantized; GPTQ's Hessians are those of a float cache. The model's `config.quantization_config`
+    records what was done.
 
     Args:
         model: the model, its weights in memory.

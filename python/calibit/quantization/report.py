@@ -104,6 +104,7 @@ class Report:
         notes: sentences about the whole model.
         cache: with a rounded cache: its bits, bits per value with scales, and bytes per token
             (`calibit.kv_cache.CacheSize`).
+        finetuning: how the weights were trained before (`calibit.quantization.finetuning`).
         held_out: solvers only: the result beside nearest rounding on held-out text; None where it
             was not measured.
     """
@@ -118,6 +119,7 @@ class Report:
     calibration: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
     cache: Mapping[str, Any] | None = None
+    finetuning: Mapping[str, Any] | None = None
     held_out: HeldOut | None = None
 
     @property
