@@ -493,6 +493,12 @@ def test_every_measure_has_its_words_and_its_place_on_the_page(made: Made) -> No
     assert smooth[2] == numbers.fixed(found["b"]["smece"]["value"], digits=2, scale=100)
     binned = next(row for row in table["rows"] if row[0].startswith("ECE, bins of equal count"))
     assert binned[5] == f"plug-in, n {found['a']['ece']['n']}, 15 bins (mass), biased"
+    hows = {row[0]: row[5] for row in table["rows"]}
+    assert (
+        f"a bin of {found['a']['mce']['extra']['n_bin']}"
+        in hows["largest gap of a bin (MCE), points"]
+    )
+    assert "95 % point" in hows["ECE of a calibrated model by chance, points"]
     said = " ".join(table["tests"])
     for part in ("McNemar: exact p", "mid-p", "paired t", "Wilcoxon", "sign flips", "Recovery"):
         assert part in said

@@ -17,11 +17,13 @@ import calibit
 import tiny_models
 import tiny_tokenizers
 from audit_cases import job_of, prepare
+from calibit import numbers
 from calibit.auditing import run_job
 from calibit.cli import main
 from calibit.evaluation import outputs
 from calibit.evaluation.forcing import Reference
 from calibit.evaluation.generation import continue_greedily, plan_prompts
+from calibit.reporting import tokens
 from calibit.runs import WORKLOAD, Run
 from calibit.tasks import Prompt, read_parallel, read_prompts
 from calibit.tasks.answers import Answer, first_json
@@ -193,6 +195,31 @@ def test_intervals_take_whole_prompts(runs: dict[str, Run]) -> None:
     assert found.kl == pytest.approx(mean)
     assert (found.kl.lower, found.kl.upper) == pytest.approx((mean - half, mean + half))
     assert found.fidelity["kl"]["max"] == pytest.approx(max(k.max() for k in kl))
+
+
+def test_token_lines_stand_in_the_report(runs: dict[str, Run], tmp_path: Path) -> None:
+    """Mean and share of the KL at the tokens of highest entropy, by definition."""
+    found = calibit.compare(runs["base"], runs["other"], resamples=200)
+    forced, base = runs["other"].forced(), runs["base"].forced()
+    own = forced.measures["sequence"] < 9  # the prompts; segments follow
+    kl, entropy = forced.measures["kl"][own], base.measures["entropy"][own]
+    share = found.workload.fidelity["kl_by_entropy"]["share"]
+    most = np.argsort(-entropy, kind="stable")[: int(np.ceil(0.2 * len(kl) - 1e-9))]
+    assert float(share) == pytest.approx(kl[most].sum() / kl.sum())
+    assert share.lower < float(share) < share.upper
+    same = np.mean(base.measures["argmax"][own] == forced.measures["argmax"][own])
+    assert found.workload.fidelity["same_top"]["share"] == pytest.approx(same)
+    lines = dict(tokens.table([{"comparison": found.to_dict()}]))
+    error = kl.std() / np.sqrt(len(kl) - 1)
+    shown = [numbers.small(value, digits=6) for value in (kl.mean(), error)]
+    assert lines["KL, nats: mean"] == f"{shown[0]} ± {shown[1]}"
+    assert lines["KL, nats: maximum"] == numbers.small(kl.max(), digits=6)
+    names = list(lines)
+    assert names[0] == "mean PPL(quantized)" and names.index("KL, nats: 99.9 %") < names.index(
+        "KL, nats: minimum"
+    )
+    page = found.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all(name.replace("&", "&amp;") in page for name in names)
 
 
 def test_answers_are_compared_too(runs: dict[str, Run]) -> None:

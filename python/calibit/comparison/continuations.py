@@ -17,6 +17,7 @@ from calibit.measures.paired import cluster_index
 from calibit.measures.perplexity import d_text_nll, ppl
 from calibit.measures.repetition import greedy_prefix, prefix_shares
 from calibit.measures.resampling import Resampling
+from calibit.measures.signed import entropy_correlation, unsure_share
 from calibit.measures.slices import N_MIN
 from calibit.measures.token_level import TokenFidelity, token_mean
 from calibit.runs import WORKLOAD
@@ -233,7 +234,7 @@ def _workload(pair: _Pair, draw: Resampling) -> WorkloadComparison:
         d_nll=pair.mean("d_nll", before - after, draw, "nats"),
         greedy_prefix=_prefix(pair, draw),
         length=mean_of("len_tokens", lengths, draw, unit="tokens", ended=ended),
-        fidelity=_fidelity(pair, change, same),
+        fidelity=_fidelity(pair, change, same, draw),
         slices=tuple(_slices(pair, draw)),
     )
 
@@ -263,9 +264,12 @@ def _prefix(pair: _Pair, draw: Resampling) -> Estimate:
     return bounded_mean(found, shares)
 
 
-def _fidelity(pair: _Pair, change: np.ndarray, same: np.ndarray) -> dict[str, Any]:
+def _fidelity(
+    pair: _Pair, change: np.ndarray, same: np.ndarray, draw: Resampling
+) -> dict[str, Any]:
     if pair.kl is None:
         return {}
+    entropy = pair.a["entropy"]
     found = TokenFidelity(
         -pair.a["log_true"],
         -pair.b["log_true"],
@@ -273,13 +277,18 @@ def _fidelity(pair: _Pair, change: np.ndarray, same: np.ndarray) -> dict[str, An
         change,
         same,
         np.exp(pair.a["log_top"]),
-        pair.a["entropy"],
+        entropy,
     )
     return {
         "perplexity": found.perplexity(),
         "kl": found.divergence(),
         "delta_p": found.delta(),
+        "same_top": found.same_top_share(),
         "kl_by_top_probability": found.kl_by_top_probability(),
+        "kl_by_entropy": {
+            "share": unsure_share(pair.kl, entropy, replace(draw, clusters=pair.clusters)),
+            "spearman": entropy_correlation(pair.kl, entropy),
+        },
     }
 
 

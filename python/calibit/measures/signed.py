@@ -105,8 +105,8 @@ def direction(
         _lost_share(pair, draw),
         net,
         kept,
-        _unsure_share(kl, entropy, draw),
-        _spearman(kl, entropy),
+        unsure_share(kl, entropy, draw),
+        entropy_correlation(kl, entropy),
         _silent((d_conf_true, d_log, net), above_floor),
     )
 
@@ -146,7 +146,14 @@ def _net_flips(pair: LabelledPair, draw: Resampling) -> Estimate:
     return out.with_interval(paired_share_interval(pair.right_a, pair.right_b, draw))
 
 
-def _unsure_share(kl: np.ndarray, entropy: np.ndarray, draw: Resampling) -> Estimate:
+def unsure_share(kl: np.ndarray, entropy: np.ndarray, draw: Resampling) -> Estimate:
+    """Share of the total KL at the fifth of the positions with the highest reference entropy.
+
+    Args:
+        kl: float64 [n], nats.
+        entropy: float64 [n], of the reference.
+        draw: of the percentile interval; clusters are documents.
+    """
     n, total = len(kl), float(kl.sum())
     kept = math.ceil(UNSURE_SHARE * n - 1e-9)
     facts = {"positions": kept, "null": kept / n}
@@ -163,7 +170,8 @@ def _unsure_share(kl: np.ndarray, entropy: np.ndarray, draw: Resampling) -> Esti
         return out.with_interval(percentile(first / every, draw, value=value, floor=0.0))
 
 
-def _spearman(kl: np.ndarray, entropy: np.ndarray) -> Estimate:
+def entropy_correlation(kl: np.ndarray, entropy: np.ndarray) -> Estimate:
+    """Spearman's rank correlation of KL and reference entropy, float64 [n] each."""
     if len(kl) < 3 or np.ptp(kl) == 0.0 or np.ptp(entropy) == 0.0:
         return undefined("kl_entropy_correlation", "KL or entropy does not vary", n=len(kl))
     r = float(np.corrcoef(average_ranks(kl), average_ranks(entropy))[0, 1])

@@ -108,6 +108,10 @@ def _how(estimate: Mapping[str, Any]) -> str:
         parts.append(
             f"{facts['bins']} bins" + (f" ({facts['binning']})" if "binning" in facts else "")
         )
+    if facts.get("n_bin") is not None:
+        parts.append(f"a bin of {facts['n_bin']}")
+    if facts.get("p95") is not None:
+        parts.append(f"95 % point {_PERCENT.value(facts['p95'])}")
     if facts.get("biased_estimator"):
         parts.append("biased")
     return ", ".join(parts)

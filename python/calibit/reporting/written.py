@@ -8,7 +8,7 @@ from typing import Any
 
 from calibit import numbers
 from calibit.numbers import Style
-from calibit.reporting import figures, view
+from calibit.reporting import figures, tokens, view
 from calibit.reporting.panels import trusted
 from calibit.reporting.view import Audit, Candidate, Cell, Row
 
@@ -45,6 +45,7 @@ def context(measured: Sequence[Candidate]) -> dict[str, Any]:
         "written": [_task(name, measured) for name in _task_names(measured)],
         "workload": [_prompts(one) for one in measured if one["comparison"].get("workload")],
         "prompt_slices": _prompt_slices(measured),
+        "token_lines": tokens.table([one for one in measured if one["comparison"].get("workload")]),
         "languages": [_languages(place, measured) for place in range(_parallel_count(measured))],
     }
 
