@@ -427,8 +427,8 @@ def test_page_is_self_contained_well_formed_and_small(made: Made, tmp_path: Path
 
 def test_page_has_every_part(made: Made) -> None:
     page = Page(html.render(*made))
-    # This audit has none; see test_workload.py and test_draws.py.
-    asked_for = {"written", "workload", "languages", "draws"}
+    # This audit has none; see test_workload.py, test_draws.py and test_ablation.py.
+    asked_for = {"written", "workload", "languages", "draws", "ablation"}
     expected = {anchor for anchor, _, _ in html._SECTIONS} - asked_for
     assert expected <= set(page.ids) and not asked_for & set(page.ids)
     assert page.tags.count("svg") > 5 * 5

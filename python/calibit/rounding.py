@@ -79,8 +79,7 @@ class _Form:
 def _form(scheme: Scheme) -> _Form:
     weight_format = scheme.weight_format
     zero = "u8" if "asym" in scheme.options else "f32" if "fzero" in scheme.options else "none"
-    scale = "f32" if "llm" in scheme.options else weight_format.scale_type
-    kind = ops.scale_kind(scale, zero)
+    kind = ops.scale_kind(scheme.scale_type, zero)
     values = weight_format.codebook
     codebook = None if values is None else torch.tensor(values, dtype=torch.float32)
     numbers = {"bits": scheme.bits, "group": max(scheme.group, 0), "kind": kind}

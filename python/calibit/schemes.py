@@ -25,6 +25,7 @@ SOLVERS: dict[str, str] = {
 
 OPTIONS: dict[str, str] = {
     "dq": "double quantization: 8-bit scales with a second level of scales (codebook formats)",
+    "s32": "float32 scales, as codebook formats have them, in place of float16 (integer formats)",
     "asym": "integer zero point per group (integer formats)",
     "fzero": "real zero point per group (integer formats); asym-fzero says the same",
     "actorder": "round the columns with the largest activations first (gptq, gptaq)",
@@ -111,6 +112,11 @@ class Scheme:
             raise ValueError(f"[scheme] expected a quantized format, got {self.format}")
         known = formats().get(self.format)
         return known if known is not None else read_codebook(self.format)
+
+    @property
+    def scale_type(self) -> str:
+        """How scales are stored: `f16`, `f32` or `e8m0`; ValueError for a floating-point scheme."""
+        return "f32" if self.options & {"s32", "llm"} else self.weight_format.scale_type
 
     @property
     def bits(self) -> int:
@@ -279,6 +285,8 @@ def _check(scheme: Scheme, text: str, group_given: bool) -> None:
         refuse(f"{scheme.format} is defined with groups of {weight_format.group}")
     if scheme.options & {"asym", "fzero"} and not weight_format.is_integer:
         refuse("a zero point needs an integer format (int2 to int8)")
+    if "s32" in scheme.options and not weight_format.is_integer:
+        refuse(f"s32 is for integer formats; the scales of {scheme.format} have one type")
     if "dq" in scheme.options and weight_format.scale_type != "f32":
         refuse("dq needs a format with float32 scales, such as nf4, fp4 or a codebook file")
     if "actorder" in scheme.options and not scheme.is_solved:

@@ -72,6 +72,7 @@ def assemble(
     command: str,
     notes: Sequence[str] = (),
     draws: Mapping[str, Built] | None = None,
+    ablations: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The content of `audit.json`, in JSON types.
 
@@ -85,6 +86,7 @@ def assemble(
         command: the command line.
         notes: what the tasks' readers want said.
         draws: builds with other calibration draws, by candidate name.
+        ablations: effects of grid and rounding, JSON types.
     """
     draws = draws or {}
     base = runs[BASELINE].meta
@@ -111,6 +113,7 @@ def assemble(
         "protocol": _protocol(job, base, records),
         "baseline": _baseline(job, runs, comparisons),
         "candidates": candidates,
+        "ablations": list(ablations),
         "warnings": [*notes, *luck, *_warnings(job, entries, runs, records, comparisons)],
     }
     return json.loads(json.dumps(content, allow_nan=False))

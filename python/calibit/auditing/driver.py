@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from calibit.auditing import assembly, calibrating, checking, controls, draws, models
+from calibit.auditing import ablating, assembly, calibrating, checking, controls, draws, models
 from calibit.auditing import job as jobs
 from calibit.auditing.inputs import Inputs, read_inputs
 from calibit.auditing.job import Job
@@ -82,6 +82,7 @@ def audit(
     model: str | Path,
     *,
     schemes: str | Sequence[str] | None = None,
+    ablation: str | None = None,
     candidates: str | Path | Sequence[str | Path] = (),
     tasks: str | Sequence[str] = jobs.TASKS,
     text: str | Path | None = jobs.TEXT,
@@ -110,6 +111,8 @@ def audit(
         model: folder or hub name of the original; its weights are loaded afresh for every scheme.
         schemes: scheme strings or plan files; where neither schemes nor candidates are given, `nf4`
             and `gptq-int4-g128`.
+        ablation: a group such as `g64`: also uniform int4 and NF4 of that group with equal scales,
+            each rounded to nearest and by GPTQ, and what the grid and the rounding did.
         candidates: folders or hub names of checkpoints made elsewhere.
         tasks: task names as for `calibit.tasks.load`.
         text: `pydoc`, a text file, or None for no perplexity.
@@ -148,8 +151,8 @@ def audit(
         FileNotFoundError: a model, task, text or policy file that does not exist.
     """
     if schemes is None:
-        schemes = () if candidates else jobs.SCHEMES
-    named = [str(one) for one in jobs.several(schemes)]
+        schemes = () if candidates or ablation else jobs.SCHEMES
+    named = ablating.with_ablation([str(one) for one in jobs.several(schemes)], ablation)
     job = Job(
         model=jobs.local(model),
         schemes=tuple(jobs.local(one) if one.endswith(".json") else one for one in named),
@@ -419,6 +422,19 @@ def _build_draws(state: _State) -> list[str]:
     return notes
 
 
+def _ablations(state: _State) -> list[dict[str, Any]]:
+    """Effects of grid and rounding, where the schemes allow to tell them apart."""
+
+    def runs(name: str) -> Any:
+        if name in state.draws:
+            return [state.folder / place for place in state.draws[name].runs]
+        return state.runs.get(name)
+
+    if not state.inputs.choices:
+        return []
+    return ablating.compare_all(state.job, state.entries, runs, state.runs[models.BASELINE])
+
+
 def _evaluate_draw(
     state: _State, entry: Entry, seed: int, folder: Path
 ) -> tuple[Run, Mapping[str, Any]]:
@@ -487,6 +503,7 @@ def _finish(state: _State) -> Audit:
         command=state.command,
         notes=[*state.inputs.notes, *notes],
         draws=state.draws,
+        ablations=_ablations(state),
     )
     points = {name: comparison.points for name, comparison in comparisons.items()}
     write_report(content, state.folder / REPORT_FILE, points=points)

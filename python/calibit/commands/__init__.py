@@ -41,6 +41,17 @@ def audit(
             show_default="nf4,gptq-int4-g128; none with --candidates",
         ),
     ] = None,
+    ablation: Annotated[
+        str | None,
+        option(
+            "A group such as g64: also audit uniform int4 and NF4 of that group with equal scales, "
+            "each rounded to nearest and by GPTQ, and report what the grid and what the rounding "
+            "did.",
+            QUANTIZE,
+            "--ablation",
+            show_default="none",
+        ),
+    ] = None,
     candidates: Annotated[
         list[str] | None,
         option(
@@ -131,6 +142,8 @@ def audit(
 
     - `calibit audit ./model --schemes int8 --policy policy.yaml --gate -o audits/int8`
 
+    - `calibit audit ./model --ablation g64 --calibration-draws 3`
+
     - `calibit audit ./model --schemes gptq-nf4 --calib texts.jsonl --calibration-draws 4`
 
     - `calibit audit ./model --workload prompts.jsonl --max_new_tokens 128`
@@ -142,7 +155,7 @@ def audit(
 
     job = jobs.Job(
         model=jobs.local(model),
-        schemes=_schemes(schemes, candidates),
+        schemes=_schemes(schemes, candidates, ablation),
         candidates=tuple(map(jobs.local, given.words(candidates))),
         tasks=given.task_words(tasks, include_path),
         num_fewshot=num_fewshot,
@@ -595,11 +608,16 @@ COMMANDS: dict[str, Callable[..., Code]] = {
 """Commands by name, in the order of the help."""
 
 
-def _schemes(schemes: Sequence[str] | None, candidates: Sequence[str] | None) -> tuple[str, ...]:
+def _schemes(
+    schemes: Sequence[str] | None, candidates: Sequence[str] | None, ablation: str | None = None
+) -> tuple[str, ...]:
+    from calibit.auditing.ablating import with_ablation
+
     named = given.words(schemes)
-    if not named:
+    if not named and not ablation:
         return () if given.words(candidates) else jobs.SCHEMES
-    return tuple(jobs.local(one) if one.endswith(".json") else one for one in named)
+    found = tuple(jobs.local(one) if one.endswith(".json") else one for one in named)
+    return with_ablation(found, ablation)
 
 
 def _incomplete(failed: Iterable[str]) -> Code:

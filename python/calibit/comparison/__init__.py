@@ -1,5 +1,6 @@
 """compare(): two runs on the same items -> Comparison."""
 
+from calibit.comparison.ablation import GridAndRounding, compare_ablation
 from calibit.comparison.controls import Controls, ExtraRuns
 from calibit.comparison.draws import Draws, compare_draws
 from calibit.comparison.driver import compare
@@ -14,9 +15,11 @@ __all__ = [
     "Draws",
     "ExtraRuns",
     "Flips",
+    "GridAndRounding",
     "RunLike",
     "TextComparison",
     "compare",
+    "compare_ablation",
     "compare_draws",
     "speed_changes",
 ]

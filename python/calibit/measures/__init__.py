@@ -8,6 +8,7 @@ logits), a `Scores` or a `Distributions`, so that nothing underflows; probabilit
 """
 
 from calibit.measures import paper_code
+from calibit.measures.ablation import Ablation, ablation
 from calibit.measures.anatomy import FlipAnatomy, flip_anatomy, perturbation
 from calibit.measures.attribution import Attribution, attribute, shares
 from calibit.measures.binning import DEFAULT_BINS, ReliabilityBin, reliability
@@ -114,6 +115,7 @@ from calibit.measures.variance import DrawVariance, draw_variance, ece_draw_spre
 __all__ = [
     "DEFAULT_BINS",
     "RULES",
+    "Ablation",
     "Attribution",
     "CalibrationGain",
     "ConformalTransfer",
@@ -140,6 +142,7 @@ __all__ = [
     "Temperature",
     "ThresholdTransfer",
     "TokenFidelity",
+    "ablation",
     "abs_gap",
     "acc",
     "ace_nixon",

@@ -161,7 +161,7 @@ def _planned(model: Any, plan: plans.Plan, skip: str | Sequence[str]) -> list[La
             layer.shape,
             scheme,
             ordered=False,
-            scale_dtype=torch.float16,
+            scale_dtype=torch.float32 if "s32" in scheme.options else torch.float16,
             expert=layer.experts is not None,
         )
         for layer, scheme in survey(model, plan, skip=skip).jobs

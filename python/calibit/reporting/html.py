@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibit import numbers
 from calibit.reporting import (
+    ablation,
     cards,
     controls,
     draws,
@@ -41,6 +42,7 @@ _SECTIONS = (
     ("anatomy", "Where answers changed", "anatomy"),
     ("system", "Thresholds and repair", "system"),
     ("real", "Noise and direction", "real"),
+    ("ablation", "Grid and rounding", "ablations"),
     ("draws", "Calibration draws", "draws"),
     ("speed", "Memory and speed", "speed"),
     ("everything", "Every measure", "everything"),
@@ -145,6 +147,7 @@ def _context(audit: Audit, points: Points) -> dict[str, Any]:
         **written.context(measured),
         **controls.context(measured),
         "draws": draws.tables(measured),
+        "ablations": ablation.tables(audit),
         "speed": tables.speed(audit, measured),
         "speed_text": _speed_text(audit),
         "modules": tables.modules(measured),

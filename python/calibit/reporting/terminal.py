@@ -16,7 +16,7 @@ from rich.jupyter import JupyterMixin
 from rich.text import Text
 
 from calibit import numbers
-from calibit.reporting import draws, view, wording, written
+from calibit.reporting import ablation, draws, view, wording, written
 from calibit.reporting.view import Audit, Cell, Row
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def audit_table(audit: Audit) -> RenderableType:
         for block in _blocks(rows, names, width):
             found += [_text([]), *_block_lines(rows, names, verdicts, block)]
         found += [_text([]), *_verdict_lines(audit, width)]
+        for line in ablation.lines(audit):
+            found += _wrapped("Ablation: ", line, width)
         for line in draws.lines(measured):
             found += _wrapped("Draws: ", line, width)
         for line in view.calibrations(audit):
