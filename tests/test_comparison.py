@@ -193,6 +193,8 @@ def test_tests_of_v1(v1):
     assert one["sign_flip"] == 0.0001
     assert float(v1.recovery) == pytest.approx(0.556 / 0.564, rel=1e-12)
     assert v1.a["sel_acc@0.5"].n == 250
+    assert v1.mde["acc"] == pytest.approx(0.0371672279, abs=1e-9)
+    assert v1.mde["conf_true"] == pytest.approx(0.0104686114, abs=1e-9)
 
 
 def test_without_labels_nothing_is_tested():

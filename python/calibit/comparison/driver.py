@@ -31,6 +31,7 @@ from calibit.measures.binning import DEFAULT_BINS, ReliabilityBin, reliability
 from calibit.measures.estimate import Estimate, undefined
 from calibit.measures.intervals import FEW_CLUSTERS, share_interval
 from calibit.measures.paired import McNemar, mcnemar
+from calibit.measures.power import mde_mean
 from calibit.measures.resampling import Resampling
 from calibit.measures.scores import Scores
 from calibit.measures.self_audit import at_chance
@@ -91,6 +92,11 @@ def compare(
     right_a, right_b, own = paired.a.take(known), paired.b.take(known), draw.take(known)
     searches, search = _searches(first, second, right_a, own, _contexts(a))
     flips = _flips(paired, draw)
+    evidence = (
+        _evidence(first, second, a, b, replace(draw, clusters=None))
+        | {**continuations.evidence, **generated.evidence}
+        | control_evidence(paired, extra or ExtraRuns(), draw)
+    )
     return Comparison(
         models={
             "a": _describe(a.meta, "a") | {"at_chance": at_chance(paired.a)},
@@ -126,9 +132,12 @@ def compare(
             *_uncompared(a),
             *_notes(paired, draw),
         ),
-        evidence=_evidence(first, second, a, b, replace(draw, clusters=None))
-        | {**continuations.evidence, **generated.evidence}
-        | control_evidence(paired, extra or ExtraRuns(), draw),
+        evidence=evidence,
+        mde={
+            name: mde_mean(one.n, one.sd, alpha=1.0 - level)
+            for name, one in evidence.items()
+            if one.sd > 0.0
+        },
     )
 
 

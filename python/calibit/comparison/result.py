@@ -80,6 +80,9 @@ class Comparison:
         checks: self-audit of the measurement.
         warnings: what the reader should know.
         evidence: damages with bounds at any level, for the verdict.
+        mde: damage -> the smallest that these items would show with a power of 0.8 at the level of
+            the intervals, from the spread seen; for shares the share of changed items stands for
+            the variance, an upper bound. Without spread nothing can be said, and it is left out.
     """
 
     models: Mapping[str, Mapping[str, Any]]
@@ -110,6 +113,7 @@ class Comparison:
     checks: tuple[Check, ...] = ()
     warnings: tuple[str, ...] = ()
     evidence: Mapping[str, Evidence] = field(default_factory=dict, repr=False)
+    mde: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ppl(self) -> TextComparison | None:
@@ -129,6 +133,7 @@ class Comparison:
         out |= {name: plain(getattr(self, name)) for name in kept}
         out["flips"] = self.flips.to_dict()
         out["mcnemar"] = None if self.mcnemar is None else asdict(self.mcnemar)
+        out["mde"] = plain(self.mde)
         out |= {"tests": plain(self.tests), "recovery": plain(self.recovery)}
         for name in ("kl_ab", "kl_ba", "jsd", "js_distance", "tv"):
             out[name] = getattr(self, name).to_dict()

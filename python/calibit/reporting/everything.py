@@ -8,6 +8,7 @@ from typing import Any
 
 from calibit import numbers
 from calibit.numbers import Style
+from calibit.reporting import wording
 from calibit.reporting.view import Candidate
 
 Line = tuple[str, ...]
@@ -111,7 +112,7 @@ def _how(estimate: Mapping[str, Any]) -> str:
     if facts.get("n_bin") is not None:
         parts.append(f"a bin of {facts['n_bin']}")
     if facts.get("p95") is not None:
-        parts.append(f"95 % point {_PERCENT.value(facts['p95'])}")
+        parts.append(f"1 in 20 above {_PERCENT.value(facts['p95'])}")
     if facts.get("biased_estimator"):
         parts.append("biased")
     return ", ".join(parts)
@@ -134,8 +135,22 @@ def _tests(comparison: Mapping[str, Any]) -> list[str]:
             parts.append(f"Wilcoxon p {numbers.p_value(tests['wilcoxon']['p'])}")
         parts.append(f"sign flips p {numbers.p_value(tests['sign_flip'])}")
         said.append(f"Change of {_TESTED.get(metric, metric)}: {'; '.join(parts)}.")
+    if comparison.get("mde"):
+        said.append(_smallest(comparison["mde"]))
     recovery = comparison.get("recovery")
     if recovery and recovery["value"] is not None:
         share = numbers.fixed(recovery["value"], digits=1, scale=100)
         said.append(f"Recovery of the accuracy (quantized / original): {share} %.")
     return said
+
+
+def _smallest(mde: Mapping[str, float]) -> str:
+    """The damages that the items would have shown, had they been there."""
+    parts = []
+    for metric, value in mde.items():
+        name, unit, factor, digits = wording.gate_words({"metric": metric})
+        parts.append(f"{name} {numbers.fixed(value, digits=digits, scale=factor)} {unit}".rstrip())
+    return (
+        "Smallest damage that so many items show with a power of 80 %, at the level of the "
+        f"intervals and from the spread seen: {'; '.join(parts)}."
+    )
