@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from calibit import _C as _C
     from calibit.adapters import register_lora
+    from calibit.attribution import attribute_model
     from calibit.auditing import audit
     from calibit.comparison import compare
     from calibit.evaluation import evaluate
@@ -41,6 +42,7 @@ _LAZY = {
     "Recalibration": "calibit.recalibration",
     "Run": "calibit.runs",
     "Scheme": "calibit.schemes",
+    "attribute_model": "calibit.attribution",
     "audit": "calibit.auditing",
     "compare": "calibit.comparison",
     "convert_checkpoint": "calibit.io.checkpoints:convert",
@@ -84,6 +86,7 @@ __all__ = [
     "Recalibration",
     "Run",
     "Scheme",
+    "attribute_model",
     "audit",
     "compare",
     "convert_checkpoint",

@@ -358,18 +358,8 @@ def _judge(state: _State, planned: Planned) -> dict[str, Any]:
     job, exchange, items = state.job, state.exchange, state.halves[1]
     runs: dict[str, Run] = {}
     for at, name in enumerate(_FINAL):
-        if name == "plan":
-            exchange.restore_()
-            quantize_model(
-                state.loaded.model,
-                _schemes(job, planned),
-                calibration=job.audit.calibration,
-                calibration_tokens=job.audit.calibration_tokens,
-                calibration_seed=job.audit.calibration_seed,
-                tokenizer=state.loaded.tokenizer,
-            )
-        else:
-            exchange.set_(dict.fromkeys(planned.levels, 0) if name == "all" else {})
+        if not (state.folder / jobs.RUNS / f"final-{name}" / MANIFEST).is_file():
+            _put_in_place_(state, name, planned)
         runs[name] = state.evaluate(items, f"final-{name}", scheme=name)
         state.bar.advance(at + 1, len(_FINAL))
     sizes = {"all": sum(unit.bytes[0] for unit in exchange.units()), "plan": planned.bytes}
@@ -381,6 +371,23 @@ def _judge(state: _State, planned: Planned) -> dict[str, Any]:
         }
         for name, size in sizes.items()
     }
+
+
+def _put_in_place_(state: _State, name: str, planned: Planned) -> None:
+    """Make the model one that is judged; the plan is quantized as a user would, and comes last."""
+    audit, exchange = state.job.audit, state.exchange
+    if name != "plan":
+        exchange.set_(dict.fromkeys(planned.levels, 0) if name == "all" else {})
+        return
+    exchange.restore_()
+    quantize_model(
+        state.loaded.model,
+        _schemes(state.job, planned),
+        calibration=audit.calibration,
+        calibration_tokens=audit.calibration_tokens,
+        calibration_seed=audit.calibration_seed,
+        tokenizer=state.loaded.tokenizer,
+    )
 
 
 def _summary(state: _State, base: Run, run: Run) -> dict[str, Any]:

@@ -65,6 +65,9 @@ def compare_draws(
 ) -> Draws:
     """Split the change of a scheme into effect, calibration draw and item.
 
+    Items are taken as independent, and so are the draws: a text of few more tokens than the draws
+    use makes them alike, and their spread too small.
+
     Args:
         reference: run of the original, or its folder.
         builds: runs of at least three builds of one scheme that differ in their calibration draw.
