@@ -14,6 +14,7 @@ import tiny_models
 from calibit import solver, structure
 from calibit.modules import QuantizedLinear
 from calibit.quantization import calibration_text, quantize_model
+from calibit.quantization.memory import StandIn
 from calibit.quantization.replay import record
 from calibit.quantization.unquantized import added_to_stream
 from calibit.weight import quantize
@@ -103,6 +104,38 @@ def test_layers_are_those_of_the_definition(name: str) -> None:
         assert same > 0.99  # float32 sums in the driver, float64 here: a code may turn over
         without = quantize(w, SCHEME, **sums)
         assert (without.dequantize() == want.dequantize()).double().mean() < 0.9
+
+
+@pytest.mark.parametrize("solver_name", ["gptq", "gptaq"])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "mixtral", "falcon"])
+def test_memory_changes_nothing(name: str, solver_name: str, monkeypatch) -> None:
+    """Not even a bit: without memory every pass computes the whole block."""
+    from calibit.quantization import gptq
+
+    found = []
+    for limit in (gptq.MEMORY_BYTES, 40_000, 0):
+        monkeypatch.setattr(gptq, "MEMORY_BYTES", limit)
+        model = tiny_models.build(name)
+        quantize_model(model, f"{solver_name}-int4-g16", calibration=tiny_models.tokens(6, 24))
+        found.append(tiny_models.logits(model, tiny_models.tokens()))
+        assert not any(isinstance(module, StandIn) for module in model.modules())
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_a_finished_module_runs_once_more_at_most() -> None:
+    """Attention: for the order, for its output layer, and once it is finished; then never again."""
+    model = tiny_models.build("llama")
+    calls = []
+    attention = model.model.layers[1].self_attn
+    monkeypatch.setattr(
+        attention,
+        "forward",
+        lambda *a, _run=attention.forward, **k: calls.append(1) or _run(*a, **k),
+    )
+    ids = tiny_models.tokens(6, 24)
+    quantize_model(model, "gptq-int4-g16", calibration=ids)
+    first = 2  # the true pass of the first sample, and the order
+    assert len(calls) == first + 3 * len(ids)  # for q/k/v, for o, and whole
 
 
 def test_residual_moves_the_target_by_its_share() -> None:

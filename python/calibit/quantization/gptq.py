@@ -10,7 +10,7 @@ of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -143,7 +143,7 @@ def _solve_blocks_(
                 rows = finished.restore_(model, name, layers)
                 if rows is None:
                     rows = []
-                    solving = _solve_block_(model, inside, block, calls, hidden, beside)
+                    solving = _solve_block_(model, inside, name, calls, hidden, beside)
                     hidden = yield from _noting(solving, rows)
                     finished.add(model, name, rows)
                 else:
@@ -171,36 +171,43 @@ def _noting(
 def _solve_block_(
     model: nn.Module,
     jobs: dict[str, Job],
-    block: nn.Module,
+    name: str,
     calls: Sequence[Call],
     hidden: Sequence[torch.Tensor],
     beside: Block | None,
 ) -> Generator[ModuleReport, None, Sequence[torch.Tensor]]:
     """Solve the layers of one block, in the order they run; returns the block's outputs."""
-    order = _order(model, jobs, partial(calls[0].run, block, hidden[0]))
+    block = model.get_submodule(name)
+    order = _order(model, jobs, name, partial(calls[0].run, block, hidden[0]))
     # A layer that the first sample does not reach may come before others in another sample.
     memory = Memory(0 if order.unreached else MEMORY_BYTES)
     inputs = zip(calls, hidden, strict=True)
     passes = [partial(_pass, memory, sample, *each, block) for sample, each in enumerate(inputs)]
-    finished: list[structure.LinearLayer] = []
+    finished: list[tuple[str, ...]] = []  # names of what has a stand-in
     try:
         tokens = sum(each.numel() // each.shape[-1] for each in hidden)
         for names in order.subsets:
             part = {name: jobs[name] for name in names}
-            moments = _moments(model, part, passes, once=order.once(names), beside=beside)
+            once = order.once(names)
+            pulled = None if beside is None or not once else partial(beside.pull, memory=memory)
+            moments = _moments(model, part, passes, once=once, pull=pulled)
             yield from _solve_(model, part, moments, tokens)
-            for name in names:
-                layer = jobs[name][0]
-                stand_in = Remembering(name, model.get_submodule(name), memory)
-                structure.replace_(model, layer.names, stand_in)
-                finished.append(layer)
+            for each in names:
+                same = jobs[each][0].names
+                stand_in = Remembering(each, model.get_submodule(each), memory)
+                structure.replace_(model, same, stand_in)
+                finished.append(same)
+            for each in order.completed_by(names):
+                stand_in = Remembering(each, model.get_submodule(each), memory, order.modules[each])
+                structure.replace_(model, (each,), stand_in)
+                finished.append((each,))
         with torch.no_grad():
             return [run() for run in passes]
     finally:
-        for layer in finished:
-            module = model.get_submodule(layer.name)
+        for same in reversed(finished):
+            module = model.get_submodule(same[0])
             if isinstance(module, StandIn):
-                structure.replace_(model, layer.names, module.stands_for)
+                structure.replace_(model, same, module.stands_for)
 
 
 @dataclass(frozen=True)
@@ -222,25 +229,25 @@ def _moments(
     passes: Sequence[Callable[[], object]],
     *,
     once: bool,
-    beside: Block | None,
+    pull: Callable[..., Pull] | None,
 ) -> _Moments:
     """Hessians of layers that read one tensor, and the pull on them.
 
     Where each runs once in a pass, the first of them speaks for all and the rest of the pass is
     left out.
     """
-    names, pull = list(jobs), None
+    names, pulled = list(jobs), None
     watched = names[:1] if once else names
     with HessianCapture(
         {name: model.get_submodule(name) for name in watched}, stop=once
     ) as capture:
-        if beside is not None and once and any(s.solver == "gptaq" for _, s in jobs.values()):
-            pull = beside.pull(names, [partial(capture.run, run) for run in passes])
+        if pull is not None:
+            pulled = pull(names, [partial(capture.run, run) for run in passes])
         else:
             for run in passes:
                 capture.run(run)
     found = capture.hessians()
-    return _Moments({name: found[names[0] if once else name] for name in names}, pull)
+    return _Moments({name: found[names[0] if once else name] for name in names}, pulled)
 
 
 def _pass(
@@ -313,25 +320,44 @@ class _Order:
         unreached: layers that did not run, nor another expert of their list; each is a subset of
             its own, at the end.
         apart: layers that ran more than once, and experts, each of which reads its own rows.
+        modules: the layers that ran inside each module of the block that was called once.
     """
 
     subsets: list[list[str]]
     unreached: list[str]
     apart: frozenset[str]
+    modules: dict[str, frozenset[str]]
+
+    def completed_by(self, names: list[str]) -> list[str]:
+        """The modules whose last layers are these."""
+        order = [name for subset in self.subsets for name in subset]
+        done = set(order[: order.index(names[-1]) + 1])
+        if len(done) == len(order):
+            return []  # nothing runs twice any more
+        return [
+            module
+            for module, inside in self.modules.items()
+            if inside <= done and not inside.isdisjoint(names)
+        ]
 
     def once(self, names: list[str]) -> bool:
         """Did these layers run exactly once, and read one tensor?"""
         return self.apart.isdisjoint(names) and set(self.unreached).isdisjoint(names)
 
 
-def _order(model: nn.Module, jobs: dict[str, Job], forward: Callable[[], object]) -> _Order:
-    """The order in which one pass runs the layers."""
+def _order(
+    model: nn.Module, jobs: dict[str, Job], block: str, forward: Callable[[], object]
+) -> _Order:
+    """The order in which one pass of a block runs the layers."""
     groups: dict[object, list[str]] = {}
     alive: list[torch.Tensor] = []
     runs = dict.fromkeys(jobs, 0)
 
+    modules = _Inside(model.get_submodule(block), block, jobs)
+
     def note(name: str, x: torch.Tensor) -> None:
         runs[name] += 1
+        modules.note(name)
         if runs[name] == 1:
             alive.append(x)  # so that no later input can take over its memory
             groups.setdefault(jobs[name][0].experts or same_memory(x), []).append(name)
@@ -341,7 +367,7 @@ def _order(model: nn.Module, jobs: dict[str, Job], forward: Callable[[], object]
         with torch.no_grad():
             forward()
     finally:
-        for handle in handles:
+        for handle in [*handles, *modules.handles]:
             handle.remove()
     unreached = []
     for name, (layer, _) in jobs.items():
@@ -356,7 +382,45 @@ def _order(model: nn.Module, jobs: dict[str, Job], forward: Callable[[], object]
         subsets += _batches(ordered) if experts.issuperset(names) else [names]
     repeated = {name for name, count in runs.items() if count > 1}
     subsets += [[name] for name in unreached]
-    return _Order(subsets, unreached, frozenset(repeated | experts))
+    return _Order(subsets, unreached, frozenset(repeated | experts), modules.called_once())
+
+
+class _Inside:
+    """Which layers run inside which modules of a block.
+
+    Args:
+        block: the block.
+        name: its dotted name.
+        jobs: names of the layers.
+    """
+
+    def __init__(self, block: nn.Module, name: str, jobs: Collection[str]) -> None:
+        self._running: list[str] = []
+        self._found: dict[str, list[set[str]]] = {}
+        self.handles: list[torch.utils.hooks.RemovableHandle] = []
+        for short, module in block.named_modules():
+            full = f"{name}.{short}"
+            if short and full not in jobs and any(job.startswith(f"{full}.") for job in jobs):
+                self.handles += [
+                    module.register_forward_pre_hook(partial(self._enter, full)),
+                    module.register_forward_hook(partial(self._leave, full)),
+                ]
+
+    def note(self, layer: str) -> None:
+        """A layer runs."""
+        for module in self._running:
+            self._found[module][-1].add(layer)
+
+    def called_once(self) -> dict[str, frozenset[str]]:
+        """The layers inside each module that was called once."""
+        return {name: frozenset(seen[0]) for name, seen in self._found.items() if len(seen) == 1}
+
+    def _enter(self, name: str, *_: object) -> None:
+        self._running.append(name)
+        self._found.setdefault(name, []).append(set())
+
+    def _leave(self, name: str, *_: object) -> None:
+        self._running.remove(name)
 
 
 def _batches(jobs: dict[str, Job]) -> Iterator[list[str]]:

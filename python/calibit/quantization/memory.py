@@ -1,8 +1,10 @@
-"""Remembering what finished layers computed, so that GPTQ's later passes over a block cost less."""
+"""Remembering what finished modules computed, so that later passes over a block cost less."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,13 +26,21 @@ class StandIn(nn.Module):
         # Such as `layer.attention_type`, or `linear.weight.dtype`.
         return getattr(object.__getattribute__(self, "stands_for"), name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A part that is exchanged is the module's.
+        if isinstance(value, nn.Module):
+            setattr(self.stands_for, name, value)
+        else:
+            super().__setattr__(name, value)
+
 
 class Memory:
-    """Outputs of finished layers of one block, by sample, which later passes need not recompute.
+    """Outputs of finished modules of one block, by sample, which later passes need not recompute.
 
     A layer's input is final once all layers before it are: its first output in a pass is the same
-    in every later one. A layer that is called again in the same pass is computed again, and so is
-    an output that the model has changed in place.
+    in every later one; so is that of a module whose every layer is finished. A module that is
+    called again in the same pass is computed again, and so is an output that the model has changed
+    in place.
 
     Args:
         limit: bytes to keep at most.
@@ -40,34 +50,101 @@ class Memory:
         self._sample = 0
         self._left = limit
         self._called: set[str] = set()
-        self._outputs: dict[tuple[str, int], tuple[torch.Tensor, int]] = {}
+        self._outputs: dict[tuple[str, int], _Output] = {}
+        self._paused = False
 
     def begin(self, sample: int) -> None:
         """Say that a pass over this sample begins."""
         self._sample = sample
         self._called.clear()
 
-    def recall(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """A layer's output for the current sample, remembered or computed."""
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, everything is computed and nothing kept."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def recall(self, name: str, compute: Callable[[], Any], inside: Iterable[str] = ()) -> Any:
+        """A module's output for the current sample, remembered or computed.
+
+        Args:
+            name: of the module.
+            compute: runs it.
+            inside: modules that only it runs: what is kept of them makes room for its output.
+        """
+        if self._paused:
+            return compute()
         first = name not in self._called
         self._called.add(name)
-        known, version = self._outputs.get((name, self._sample), (None, 0))
-        if first and known is not None and known._version == version:
-            return known
+        known = self._outputs.get((name, self._sample))
+        if first and known is not None and known.unchanged:
+            return known.value
         output = compute()
-        if first and known is None and output.nbytes <= self._left:
-            self._left -= output.nbytes
-            self._outputs[name, self._sample] = (output, output._version)
+        if first and known is None:
+            kept = _Output.of(output)
+            if kept is not None and kept.nbytes <= self._left:
+                self._left -= kept.nbytes
+                self._outputs[name, self._sample] = kept
+                for part in inside:
+                    self._forget(part)
         return output
+
+    def _forget(self, name: str) -> None:
+        gone = self._outputs.pop((name, self._sample), None)
+        if gone is not None:
+            self._left += gone.nbytes
+
+
+@dataclass(frozen=True)
+class _Output:
+    """An output and the state it was in: a tensor, or a sequence of tensors and None.
+
+    Attributes:
+        value: what the module returned.
+        versions: how often each tensor had been changed in place.
+    """
+
+    value: Any
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> _Output | None:
+        """None for any other kind of output."""
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if any(part is not None and not isinstance(part, torch.Tensor) for part in parts):
+            return None
+        return cls(value, tuple(part._version for part in _tensors(value)))
+
+    @property
+    def unchanged(self) -> bool:
+        """Has no tensor been changed in place since?"""
+        return self.versions == tuple(part._version for part in _tensors(self.value))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(part.nbytes for part in _tensors(self.value))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return [part for part in parts if part is not None]
 
 
 class Remembering(StandIn):
-    """Stands in for a finished layer: answers from memory where it can."""
+    """Stands in for a finished module: answers from memory where it can."""
 
-    def __init__(self, name: str, layer: nn.Module, memory: Memory) -> None:
-        super().__init__(layer)
+    def __init__(
+        self, name: str, module: nn.Module, memory: Memory, inside: Collection[str] = ()
+    ) -> None:
+        super().__init__(module)
         self._name = name
         self._memory = memory
+        self._inside = inside  # layers that only this module runs
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self._memory.recall(self._name, partial(self.stands_for, *args, **kwargs))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        compute = partial(self.stands_for, *args, **kwargs)
+        return self._memory.recall(self._name, compute, self._inside)

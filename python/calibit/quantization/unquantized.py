@@ -20,6 +20,7 @@ from torch import nn
 
 from calibit import structure
 from calibit.quantization.hessian import StopForward, watch_input
+from calibit.quantization.memory import Memory
 from calibit.quantization.replay import Call
 
 _FOLLOWS = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -103,6 +104,7 @@ class Block:
         ]
         run = partial(calls[0].run, block)
         self._adding = added_to_stream(model, candidates, run, hidden[0][0])
+        self._added: dict[tuple[str, int], torch.Tensor] = {}  # by solved layer and sample
 
     @contextmanager
     def unquantized(self) -> Iterator[None]:
@@ -116,56 +118,66 @@ class Block:
             for name, layer in self._layers.items():
                 structure.replace_(self._model, layer.names, now[name])
 
-    def pull(self, names: Sequence[str], passes: Sequence[Callable[[], object]]) -> Pull:
+    def pull(
+        self, names: Sequence[str], passes: Sequence[Callable[[], object]], memory: Memory
+    ) -> Pull:
         """What the next layers to be solved, which read one tensor, are to make good.
 
         Args:
             names: the layers.
             passes: run the block with what is solved already, at least up to these layers, one per
                 sample.
+            memory: what the stand-ins of the block answer from.
         """
         first, adding = names[0], [name for name in names if name in self._adding]
         floats, get = self._floats, self._model.get_submodule
-        solved = [name for name in self._adding if adding and get(name) is not floats[name]]
+        solved = [name for name in self._adding if get(name) is not floats[name]]
         total = _Sums()
         for sample, run in enumerate(passes):
             x, mine = self._seen(first, run, solved, stop=False)
-            with self.unquantized():
+            if any((name, sample) not in self._added for name in solved if name not in mine):
+                again = partial(self._calls[sample].run, self._block, self._hidden[1][sample])
+                with memory.paused():  # it ran inside a module that answers from memory
+                    mine = self._seen(first, again, solved, stop=True)[1]
+            self._added |= {(name, sample): output for name, output in mine.items()}
+            with memory.paused(), self.unquantized():
                 true = partial(self._calls[sample].run, self._block, self._hidden[0][sample])
                 y, theirs = self._seen(first, true, solved, stop=True)
             total.add("cross", y - x, x)
             if adding:
                 ahead = self._hidden[0][sample].float() - self._hidden[1][sample].float()
                 ahead = ahead.reshape(-1, ahead.shape[-1])
-                total.add("residual", ahead + theirs - mine, x)
+                for name in solved:
+                    ahead += theirs[name] - self._added[name, sample]
+                total.add("residual", ahead, x)
         one = {adding[0]: total.sums["residual"]} if adding else {}  # it makes all of it good
         return Pull(total.sums["cross"], one)
 
     def _seen(
         self, name: str, run: Callable[[], object], solved: Sequence[str], *, stop: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of a layer's input in a pass, and what the solved layers before added to the
-        stream."""
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Rows of a layer's input in a pass, and the outputs of solved layers that ran in it."""
         inputs: list[torch.Tensor] = []
-        added: list[torch.Tensor] = []
+        outputs: dict[str, torch.Tensor] = {}
 
         def see(x: torch.Tensor) -> None:
             inputs.append(x.reshape(-1, x.shape[-1]).float())
             if stop:
                 raise StopForward
 
-        def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            added.append(output.reshape(-1, output.shape[-1]).float())
+        def keep(name: str, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            outputs[name] = output.reshape(-1, output.shape[-1]).float()
 
         with ExitStack() as stack:
             for before in solved:
                 module = self._model.get_submodule(before)
-                stack.callback(module.register_forward_hook(keep).remove)
+                hook = partial(keep, before)
+                stack.callback(module.register_forward_hook(hook).remove)
             module = self._model.get_submodule(name)
             stack.callback(watch_input(module, see, before_others=True).remove)
             with torch.no_grad(), suppress(StopForward):
                 run()
-        return inputs[0], torch.stack(added).sum(0) if added else torch.zeros(())
+        return inputs[0], outputs
 
 
 def added_to_stream(
