@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from calibit import _fakes  # noqa: F401  (registers fake kernels)
+from calibit import _devices, _fakes  # noqa: F401  (register kernels)
 from calibit._derivatives import is_transformed, linear_function
 from calibit.registry import SCALE_TYPES, ZERO_TYPES
 

@@ -117,7 +117,7 @@ class QuantizedWeight:
             raise ValueError(
                 f"[weight] expected input_order int32 [{k}], got {order.dtype} {list(order.shape)}"
             )
-        if not torch.equal(order.sort().values, torch.arange(k, dtype=torch.int32)):
+        if not torch.equal(order.cpu().sort().values, torch.arange(k, dtype=torch.int32)):
             raise ValueError(f"[weight] expected input_order to be a permutation of 0..{k - 1}")
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -73,9 +73,10 @@ class StoredBlocks(FinishedBlocks):
             own.pop("bias", None)
             scheme = schemes.parse(known[layer.name].scheme)
             old = model.get_submodule(layer.name)
-            dtype = old.get_parameter("weight").dtype
+            dense = old.get_parameter("weight")
+            own = {name: tensor.to(dense.device) for name, tensor in own.items()}
             quantized = QuantizedWeight.from_tensors(own, scheme=scheme, shape=layer.shape)
-            new = QuantizedLinear.from_weight(quantized, layer.bias(model), dtype)
+            new = QuantizedLinear.from_weight(quantized, layer.bias(model), dense.dtype)
             structure.replace_(model, layer.names, new.train(old.training))
         return rows
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibit._devices import float32_products
+
 
 @dataclass
 class Hessian:
@@ -138,7 +140,8 @@ class HessianCapture:
         seen = self._products.get(key)
         if seen is None:
             wide = rows.float()
-            product = wide.t() @ wide
+            with float32_products():
+                product = wide.t() @ wide
             # A column with NaN or Inf in it has no finite sum of squares.
             if not bool(torch.isfinite(product.diagonal()).all()):
                 raise ValueError(
@@ -172,7 +175,7 @@ def same_memory(x: torch.Tensor) -> tuple[Any, ...]:
     """
     rows = x.numel() // max(1, x.shape[-1])
     strides = () if x.is_contiguous() else (x.shape, x.stride())
-    return (x.data_ptr(), rows, x.shape[-1], strides, x.dtype, x._version)
+    return (x.device, x.data_ptr(), rows, x.shape[-1], strides, x.dtype, x._version)
 
 
 def _added(parts: list[Hessian]) -> Hessian:

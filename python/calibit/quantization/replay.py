@@ -253,6 +253,7 @@ def _equal(left: Any, right: Any) -> bool:
     if isinstance(left, torch.Tensor):
         return (
             isinstance(right, torch.Tensor)
+            and left.device == right.device
             and left.shape == right.shape
             and left.dtype == right.dtype
             and torch.equal(left, right)
