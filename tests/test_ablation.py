@@ -17,6 +17,7 @@ from calibit.auditing import ablating, models, run_job
 from calibit.auditing.models import Entry
 from calibit.comparison import compare_ablation
 from calibit.measures import Resampling, ablation, draw_variance, mean_difference
+from calibit.measures.ablation import CELLS
 from calibit.quantization import quantize_model
 from calibit.runs import Run
 
@@ -112,6 +113,32 @@ def test_intervals_with_draws_hold_the_truth() -> None:
 def test_cells_that_do_not_fit(cells: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ablation(*cells)
+
+
+def run_with(z: np.ndarray, *, clusters: bool) -> Run:
+    """A run in memory of 40 items, five to a passage."""
+    meta = {"tokenizer_hash": "00", "bos": "tokenizer", "text": [], "model": {"name": "m"}}
+    lines = [
+        {"kind": "choice", "id": f"i{i}", "task": "t", "slices": {}, "gold": 0, "ll": row}
+        | ({"cluster": f"p{i // 5}"} if clusters else {})
+        for i, row in enumerate(z.tolist())
+    ]
+    return Run.of(meta, lines)
+
+
+def test_passages_are_resampled_whole() -> None:
+    """Items of a passage move together: the interval is about sqrt(5) times as wide."""
+    rng, width = np.random.default_rng(4), {}
+    moves = [np.repeat(rng.normal(0.0, 0.5, 8), 5) for _ in range(4)]
+    for clusters in (False, True):
+        base = run_with(np.tile([-0.5, -1.0], (40, 1)), clusters=clusters)
+        cells = {
+            name: run_with(np.stack([-0.5 + m, np.full(40, -1.0)], axis=1), clusters=clusters)
+            for name, m in zip(CELLS, moves, strict=True)
+        }
+        value = compare_ablation(base, cells, resamples=400).damages["conf_true"].effects["grid"]
+        width[clusters] = value.value.upper - value.value.lower
+    assert width[True] > 1.5 * width[False]
 
 
 # Schemes ---------------------------------------------------------------------------------------

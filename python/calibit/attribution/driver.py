@@ -218,11 +218,13 @@ class _State:
             self.bar.leave()
         return found
 
-    @property
+    @cached_property
     def resampling(self) -> Resampling:
-        """Of all intervals."""
+        """Of all intervals, with the clusters of the items that measure."""
         audit = self.job.audit
-        return Resampling(level=audit.level, resamples=audit.resamples, seed=audit.seed)
+        draw = Resampling(level=audit.level, resamples=audit.resamples, seed=audit.seed)
+        labelled = self.job.objective != "kl"
+        return per_item.clustered(draw, self.base, rule=audit.rule, labelled=labelled)
 
     def run(self, levels: Levels) -> Run:
         """The run of a mixture on the items that measure, made or read."""

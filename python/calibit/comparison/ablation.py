@@ -47,7 +47,8 @@ def compare_ablation(
     resamples: int = 9999,
     seed: int = 0,
 ) -> GridAndRounding:
-    """Effects of grid and rounding on what quantization did to each item.
+    """Effects of grid and rounding on what quantization did to each item; items of one cluster
+    (passage, document) are resampled together.
 
     Args:
         reference: run of the original.
@@ -72,6 +73,7 @@ def compare_ablation(
     flat = [run for runs in several.values() for run in runs]
     first, *others = per_item.labelled_scores(reference, flat, rule=rule)
     draw = Resampling(level=level, resamples=resamples, seed=seed)
+    draw = per_item.clustered(draw, reference, rule=rule)
     damages = {}
     for metric in per_item.METRICS:
         before, left = per_item.values(first, metric), iter(others)

@@ -114,7 +114,8 @@ def _of_items(
         tables[metric] = np.stack([per_item.values(one, metric) - before for one in others], axis=1)
     confidence = np.stack([one.distributions.confidence for one in others])
     correct = np.stack([one.correct for one in others])
-    return tables, ece_draw_spread(confidence, correct, resampling=draw)
+    own = per_item.clustered(draw, base, rule=rule)
+    return tables, ece_draw_spread(confidence, correct, resampling=own)
 
 
 def _of_windows(base: RunLike, runs: Sequence[RunLike]) -> np.ndarray | None:

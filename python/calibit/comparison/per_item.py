@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from calibit.comparison.pairing import RunLike, as_run, pair
+from calibit.comparison.pairing import Paired, RunLike, as_run, cluster_labels, pair
+from calibit.measures.resampling import Resampling
 from calibit.measures.scores import Scores
 
 METRICS = ("conf_true", "nll", "acc")
@@ -33,10 +35,33 @@ def labelled_scores(
     base = as_run(reference)
     sides = [pair(base, as_run(run), rule=rule, allow_partial=False) for run in runs]
     first = sides[0].a
-    keep = first.labelled & (first.distributions.k > 1)
+    keep = _known(first)
     if not keep.any():
         raise ValueError("[compare] expected items with a known answer, got none")
     return [first.take(keep), *(side.b.take(keep) for side in sides)]
+
+
+def clustered(
+    draw: Resampling, reference: RunLike | str | Path, *, rule: str, labelled: bool = True
+) -> Resampling:
+    """The resampling with the clusters (passages, documents) of a run's items.
+
+    Args:
+        draw: level, resamples and seed.
+        reference: a run whose items are those of `labelled_scores`.
+        rule: scoring rule.
+        labelled: leave out the items without a known answer, as there.
+    """
+    base = as_run(reference)
+    both: Paired = pair(base, base, rule=rule, allow_partial=False)
+    labels = cluster_labels(both, None)
+    keep = _known(both.a) if labelled else both.a.distributions.k > 1
+    return replace(draw, clusters=labels).take(keep)
+
+
+def _known(scores: Scores) -> np.ndarray:
+    """bool [N]: items with a choice and a known answer."""
+    return scores.labelled & (scores.distributions.k > 1)
 
 
 def values(scores: Scores, metric: str) -> np.ndarray:
