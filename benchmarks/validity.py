@@ -478,11 +478,12 @@ decides a verdict.
 
 `ship` needs every damage below its margin with confidence, so its worst case is a damage that lies
 exactly at one margin and far below the others: the first rows. In the rows of slices, the margin is
-the true damage in the worst slice. `hold` is triggered by any one damage: its worst case is all of
-them at their margins. The planning rule for accuracy takes the share of changed answers as
-variance, an upper bound: its power may exceed the prediction. A power of 80 % has a Monte Carlo
-standard error of {power_error} points; targets are 3 points either way, for accuracy at most 3
-below.
+the true damage in the worst slice; for accuracy it is so small that a slice of this size cannot
+pass even where no answer changes, so only the rows of NLL measure a rate. `hold` is triggered by
+any one damage: its worst case is all of them at their margins. The planning rule for accuracy takes
+the share of changed answers as variance, an upper bound: its power may exceed the prediction. A
+power of 80 % has a Monte Carlo standard error of {power_error} points; targets are 3 points either
+way, for accuracy at most 3 below.
 
 What this does not show: populations are simulated, with shared noise and four choices; a real task
 may have heavier tails. Rare heavy damage is one: where 1 % of the items jump by an exponential of

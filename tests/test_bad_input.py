@@ -139,6 +139,23 @@ def test_the_command_compares_a_part_only_where_allowed(
     assert "only 39 items are in both runs" in " ".join(capsys.readouterr().out.split()).lower()
 
 
+def test_the_command_takes_clusters_and_names_what_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def grouped(meta: Any, lines: list[dict[str, Any]]) -> None:
+        for index, line in enumerate(lines):
+            line["slices"] = {"passage": str(index // 4)}
+
+    _, run = damaged(grouped)
+    folders = [str(written(tmp_path / name, run)) for name in ("a", "b")]
+    words = ["compare", *folders, "--resamples", "100"]
+    assert main([*words, "--clusters", "passage", "--json"]) == 0
+    protocol = json.loads(capsys.readouterr().out)["protocol"]
+    assert protocol["clusters"] == 10 and protocol["few_clusters"]
+    assert main([*words, "--clusters", "chapter"]) == 3
+    assert "expected a slice key or item field for clusters" in capsys.readouterr().err
+
+
 def test_the_alarm_stands_above_the_results_of_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,6 +233,7 @@ def compare_runs(
     seed: int,
     policy: Path | None,
     allow_partial: bool,
+    clusters: str | None,
     command: str,
 ) -> Compared:
     """Compare two recorded runs, judge, and write comparison.json and report.html where asked to.
@@ -240,7 +241,7 @@ def compare_runs(
     Args:
         reference, candidate: folders of the runs, or outputs of lm-evaluation-harness.
         out: folder to write to, new or empty; None writes nothing.
-        rule, level, resamples, seed, allow_partial: as in `calibit.compare`.
+        rule, level, resamples, seed, allow_partial, clusters: as in `calibit.compare`.
         policy: YAML file with margins; the default policy where omitted.
         command: recorded in the report.
 
@@ -267,6 +268,7 @@ def compare_runs(
         resamples=resamples,
         seed=seed,
         allow_partial=allow_partial,
+        clusters=clusters,
     )
     document = of_comparison(
         comparison, policy=chosen, metas=(runs[0].meta, runs[1].meta), command=command

@@ -400,6 +400,16 @@ def compare(
         bool,
         option("Compare the common items where some are missing.", JUDGE, "--allow_partial"),
     ] = False,
+    clusters: Annotated[
+        str | None,
+        option(
+            "Slice key or item field whose values name clusters, such as passages: they are "
+            "resampled whole.",
+            JUDGE,
+            "--clusters",
+            show_default="the field cluster, where items have it",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         option(
@@ -435,6 +445,7 @@ def compare(
         seed=seed,
         policy=policy,
         allow_partial=allow_partial,
+        clusters=clusters,
         command=command_line(),
     )
     place = None if out is None else out / "report.html"
