@@ -352,11 +352,11 @@ def test_failed_candidate_is_tried_again(
 ) -> None:
     real, tries = models.load, []
 
-    def flaky(entry: models.Entry, *more: Any) -> models.Loaded:
+    def flaky(entry: models.Entry, *more: Any, **named: Any) -> models.Loaded:
         tries.append(entry.name)
         if entry.name == "nf4" and tries.count("nf4") == 1:
             raise RuntimeError("no space left on device")
-        return real(entry, *more)
+        return real(entry, *more, **named)
 
     monkeypatch.setattr(models, "load", flaky)
     job = job_of(folder, schemes=("nf4", "int8"), limit=20, text="none")
