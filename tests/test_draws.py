@@ -205,4 +205,4 @@ def test_an_effect_below_the_draws_is_a_warning() -> None:
     found = compare_draws(run_with(logits / 10000.0, gold), builds, resamples=200)
     line = warnings("gptq-nf4", Built((0, 1, 2, 3), (None,) * 4, ("",) * 4, found))[0]
     assert line.startswith("gptq-nf4: effect_below_draw: over 4 calibration draws the mean change")
-    assert "conf_true" in line
+    assert "confidence in the right answer" in line

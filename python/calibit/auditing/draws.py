@@ -104,7 +104,9 @@ def warnings(name: str, built: Built) -> list[str]:
     """What the reader of the candidate's numbers must know."""
     if not built.found.below_draw:
         return []
-    metrics = numbers.join(list(built.found.below_draw))
+    from calibit.reporting.draws import words
+
+    metrics = numbers.join([words(metric) for metric in built.found.below_draw])
     return [
         f"{name}: effect_below_draw: over {built.found.k} calibration draws the mean change of "
         f"{metrics} is less than twice the spread between draws; another draw of the text may show "

@@ -39,9 +39,10 @@ def lines(audit: Audit) -> list[str]:
         names = f"{table['cells'][0][1]} against {table['cells'][2][1]}, nearest against GPTQ"
         for row in table["rows"]:
             effects = "; ".join(
-                f"{head} {value}" for head, value in zip(table["heads"], row[6:], strict=True)
+                f"{head} {value} {bounds}, {p}"
+                for head, (value, bounds, p) in zip(table["heads"], row["effects"], strict=True)
             )
-            found.append(f"{names}: {row[0]}, {row[1]}: {effects}.")
+            found.append(f"{names}: {row['damage']}, {row['unit']}: {effects}.")
     return found
 
 
@@ -56,19 +57,20 @@ def _table(design: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(metric: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(metric: str, found: Mapping[str, Any]) -> dict[str, Any]:
     _, unit, scale, digits = CLAIMS[metric]
     cells = [
         numbers.fixed(found["cells"][cell], digits=digits, scale=scale, signed=True)
         for cell in _CELLS
     ]
     effects = [_effect(found["effects"][name], digits, scale) for name in _EFFECTS]
-    return (_DAMAGES[metric], unit, *cells, *effects)
+    return {"damage": _DAMAGES[metric], "unit": unit, "cells": cells, "effects": effects}
 
 
-def _effect(one: Mapping[str, Any], digits: int, scale: float) -> str:
+def _effect(one: Mapping[str, Any], digits: int, scale: float) -> tuple[str, str, str]:
+    """Value, interval and p."""
     value = one["value"]
     shown = numbers.fixed(value["value"], digits=digits, scale=scale, signed=True)
     bounds = numbers.interval(value["lower"], value["upper"], digits=digits, scale=scale)
     p = numbers.p_value(one["p"] if one["p_draws"] is None else one["p_draws"])
-    return f"{shown} {bounds}, p {p}"
+    return shown, bounds, f"p {p}"

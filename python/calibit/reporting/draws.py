@@ -23,8 +23,9 @@ def lines(measured: Sequence[Candidate]) -> list[str]:
     found = []
     for table in tables(measured):
         parts = [
-            f"{label}, {unit}: {mean}, sd of draws {sd}"
-            for label, unit, _, mean, sd, *_ in table["rows"]
+            f"{row['label']}, {row['unit']}: {row['mean']} {row['bounds']}, sd of draws "
+            f"{row['rest'][0]}"
+            for row in table["rows"]
         ]
         found.append(
             f"{table['name']}, change over {table['k']} calibration draws [interval of the "
@@ -38,7 +39,12 @@ def _table(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "k": found["k"], "rows": rows, "ece": _ece(found["ece"])}
 
 
-def _row(metric: str, one: Mapping[str, Any]) -> tuple[str, ...]:
+def words(metric: str) -> str:
+    """What a metric of `calibit.comparison.Draws` is called."""
+    return _WORDS[metric][0]
+
+
+def _row(metric: str, one: Mapping[str, Any]) -> dict[str, Any]:
     label, unit, scale, digits = _WORDS[metric]
 
     def shown(value: float, *, signed: bool = True) -> str:
@@ -47,16 +53,19 @@ def _row(metric: str, one: Mapping[str, Any]) -> tuple[str, ...]:
     recipe = one["recipe"]
     bounds = numbers.interval(recipe["lower"], recipe["upper"], digits=digits, scale=scale)
     p = one["p"] if one["p_permutation"] is None else one["p_permutation"]
-    return (
-        label,
-        unit,
-        " ".join(map(shown, one["builds"])),
-        f"{shown(one['mean'])} {bounds}",
-        shown(math.sqrt(one["var_draw"]), signed=False),
-        shown(one["se_build"], signed=False),
-        numbers.p_value(p),
-        "below the draws" if one["effect_below_draw"] else "above the draws",
-    )
+    return {
+        "label": label,
+        "unit": unit,
+        "builds": " ".join(map(shown, one["builds"])),
+        "mean": shown(one["mean"]),
+        "bounds": bounds,
+        "rest": (
+            shown(math.sqrt(one["var_draw"]), signed=False),
+            shown(one["se_build"], signed=False),
+            numbers.p_value(p),
+            "below the draws" if one["effect_below_draw"] else "above the draws",
+        ),
+    }
 
 
 def _ece(found: Mapping[str, Any] | None) -> str:
