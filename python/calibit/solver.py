@@ -21,6 +21,7 @@ CROSS_SHARE = 0.4
 """Share of the step towards the unquantized model that `gptaq` takes; a full one fits the noise of
 the calibration text as well."""
 
+_ROWS = 512  # of a matrix compared with its transpose at a time
 _DAMPING_STEP = 10.0
 _DAMPING_LIMIT = 1.0
 
@@ -151,13 +152,14 @@ def factor(
     if activation_order:
         order = torch.argsort(damped.diagonal(), descending=True, stable=True)
         damped = damped[order][:, order]
+    mean = float(damped.diagonal().clone().mean())
+    # Reversing both axes is J H J; the factor of the reversed matrix is lower triangular.
+    damped = damped.flip(0, 1)
     base = damped.diagonal().clone()
-    mean = float(base.mean())
     used = damping
     while True:
         damped.diagonal().copy_(base + used * mean)
-        # Reversing both axes is J H J; the factor of the reversed matrix is lower triangular.
-        lower, status = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        lower, status = torch.linalg.cholesky_ex(damped)
         if int(status) == 0:
             break
         used *= _DAMPING_STEP
@@ -168,8 +170,10 @@ def factor(
             )
     del damped
     identity = torch.eye(lower.shape[0], dtype=torch.float64, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+    inverse = torch.linalg.solve_triangular(lower, identity.T, upper=False, out=identity.T)
+    del lower, identity
     upper = inverse.flip(0, 1).contiguous()
+    del inverse
     shift = None if cross is None else _shift(cross, upper, order)
     info = FactorInfo(used, damping, dead)
     return Factored(upper, info, order, hessian.detach().float(), shift)
@@ -194,6 +198,12 @@ def _step(right: torch.Tensor, upper: torch.Tensor, order: torch.Tensor | None) 
     return solved.float()
 
 
+def _asymmetry(matrix: torch.Tensor) -> float:
+    """Largest difference between a square matrix and its transpose."""
+    rows = zip(matrix.split(_ROWS), matrix.split(_ROWS, dim=1), strict=True)
+    return max(float((part - other.T).abs().max()) for part, other in rows)
+
+
 def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
     """A float64 copy with dead inputs replaced by the identity, and the mask of dead inputs."""
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or hessian.shape[0] == 0:
@@ -211,7 +221,7 @@ def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch
         )
     diagonal = copy.diagonal()
     # A float32 sum of outer products is symmetric to about 1e-6 of its largest entry.
-    if bool((copy - copy.T).abs().max() > 1e-3 * diagonal.abs().max()):
+    if _asymmetry(copy) > 1e-3 * float(diagonal.abs().max()):
         raise ValueError(
             "[factor] expected a symmetric Hessian, got one that differs from its transpose: check "
             "that it is a sum of outer products"
