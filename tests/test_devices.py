@@ -91,7 +91,7 @@ def test_precision_of_products_is_given_back() -> None:
 # --- models ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["nf4-dq", "gptq-int4-g16", "gptq-nf4-g16-actorder"])
+@pytest.mark.parametrize("scheme", ["nf4-dq", "gptq-int4-g16", "gptaq-nf4-g16-actorder"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])
 def test_driver_on_a_gpu(name: str, scheme: str, gpu: FakeGpu) -> None:
     models = [tiny_models.build(name) for _ in range(2)]

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from calibit import structure
+from calibit._devices import float32_products
 from calibit.quantization.hessian import StopForward, watch_input
 from calibit.quantization.memory import Memory
 from calibit.quantization.replay import Call
@@ -246,7 +247,8 @@ class _Sums:
         self.sums: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, left: torch.Tensor, right: torch.Tensor) -> None:
-        product = (left.T @ right).double()
+        with float32_products():
+            product = (left.T @ right).double()
         if name in self.sums:
             self.sums[name] += product
         else:
