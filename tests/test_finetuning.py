@@ -16,6 +16,7 @@ import tiny_models
 from audit_cases import job_of, prepare
 from calibit import kv_cache, schemes, structure
 from calibit.auditing import run_job
+from calibit.comparison import compare
 from calibit.fingerprint import weight_hash
 from calibit.io import native
 from calibit.modules import QuantizedLinear
@@ -168,6 +169,9 @@ def test_audit_states_the_lineage(tmp_path: Path) -> None:
     ]
     assert checks[0]["passed"] and not checks[1]["passed"]
     assert "fine-tuned" in checks[1]["detail"] and "other weights" not in checks[1]["detail"]
+    again = compare(folder / "audit" / "runs" / "baseline", folder / "audit" / "runs" / "qat")
+    (identity,) = [check for check in again.checks if check.check == "pair identity"]
+    assert not identity.passed and "weights that were fine-tuned in one run" in identity.detail
     with pytest.raises(FileExistsError, match="expected a new folder"):
         finetuning.finetune_checkpoint(folder / "model", "int4", folder / "qat", "pydoc")
 

@@ -173,6 +173,31 @@ def test_same_values_without_a_cache_and_token_by_token(name: str) -> None:
     torch.testing.assert_close(torch.cat(found, 1), want, **close)
 
 
+def test_hybrid_models_keep_the_states_of_their_other_layers() -> None:
+    """Convolutions beside attention write to the same cache, which is not theirs to round."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    config = Lfm2Config(
+        vocab_size=96, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, block_multiple_of=8,
+        layer_types=["conv", "full_attention", "conv"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, ids = Lfm2ForCausalLM(config).eval().double(), tiny_models.tokens(2, 14)
+    plain = tiny_models.logits(model, ids)
+    kv_cache.round_(model, 4)
+    want = tiny_models.logits(model, ids)
+    assert not torch.allclose(want, plain, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        output = model(input_ids=ids[:, :9], use_cache=True)
+        found = [output.logits]
+        for position in range(9, 14):
+            one = ids[:, position : position + 1]
+            output = model(input_ids=one, past_key_values=output.past_key_values, use_cache=True)
+            found.append(output.logits)
+    torch.testing.assert_close(torch.cat(found, 1), want, rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
 def test_shared_contexts_score_as_separate_ones(name: str) -> None:
     model = in_float64(name)

@@ -97,10 +97,12 @@ class RoundedCache:
     Args:
         cache: the model's, or None where it runs without one.
         bits: of a key or value.
+        config: the model's, which says what an empty cache holds.
     """
 
-    def __init__(self, cache: Any, bits: int) -> None:
-        self._cache, self._bits = cache, bits
+    def __init__(self, cache: Any, bits: int, config: Any) -> None:
+        self._cache, self._bits, self._config = cache, bits, config
+        self._empty: Any = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -116,9 +118,11 @@ class RoundedCache:
             raise AttributeError(name)
         if self._cache is not None:
             return getattr(self._cache, name)
-        from transformers import DynamicCache
+        if self._empty is None:  # answers for none; other layers than attention may write to it
+            from transformers import DynamicCache
 
-        return getattr(DynamicCache(), name)  # an empty one answers for none
+            self._empty = DynamicCache(config=self._config)
+        return getattr(self._empty, name)
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,13 @@ class Rounding:
         bits: of a key or value.
         parameter: what the block calls its cache.
         position: of that parameter.
+        config: the model's.
     """
 
     bits: int
     parameter: str
     position: int
+    config: Any
 
     def __call__(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -144,7 +150,11 @@ class Rounding:
         return args, {**kwargs, self.parameter: self._wrapped(kwargs.get(self.parameter))}
 
     def _wrapped(self, cache: Any) -> RoundedCache:
-        return cache if isinstance(cache, RoundedCache) else RoundedCache(cache, self.bits)
+        return (
+            cache
+            if isinstance(cache, RoundedCache)
+            else RoundedCache(cache, self.bits, self.config)
+        )
 
 
 def check(model: nn.Module) -> None:
@@ -176,7 +186,8 @@ def round_(model: nn.Module, bits: int) -> list[RemovableHandle]:
         raise ValueError(
             f"[kv_cache] expected a model with a float cache, got one of {bits_of(model)} bits"
         )
-    hooks = [(block, Rounding(bits, *_parameter(block))) for block in _blocks(model)]
+    config = getattr(model, "config", None)
+    hooks = [(block, Rounding(bits, *_parameter(block), config)) for block in _blocks(model)]
     return [block.register_forward_pre_hook(hook, with_kwargs=True) for block, hook in hooks]
 
 

@@ -77,7 +77,7 @@ def _stored(run: RunLike, rule: str) -> Scores | None:
 
 def _pair_identity(a: Mapping[str, Any], b: Mapping[str, Any], paired: Paired) -> Check:
     """What pairing made sure of, and what differs all the same: contexts cut to other lengths, a
-    chat template in one run only."""
+    chat template in one run only, weights that were fine-tuned before they were quantized."""
     first, second = by_key(paired.lines_a), by_key(paired.lines_b)
     both = [key for key in paired.a.keys if key in first and key in second]
     hashed = sum("context_hash" in first[key] and "context_hash" in second[key] for key in both)
@@ -94,8 +94,15 @@ def _pair_identity(a: Mapping[str, Any], b: Mapping[str, Any], paired: Paired) -
         detail += f"; {len(cut)} items whose context was cut in one run only"
     if template := a.get("chat_template_hash") != b.get("chat_template_hash"):
         detail += "; another chat template"
-    count = len(cut) + template
+    if tuned := _finetuning(a) != _finetuning(b):
+        detail += "; weights that were fine-tuned in one run and not, or otherwise, in the other"
+    count = len(cut) + template + tuned
     return Check("pair identity", not count, count, cut[0] if cut else None, detail)
+
+
+def _finetuning(meta: Mapping[str, Any]) -> Any:
+    model = meta.get("model")
+    return model.get("finetuning") if isinstance(model, Mapping) else None
 
 
 def _cut(line: Mapping[str, Any]) -> bool:
