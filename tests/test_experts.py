@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from calibit.io import export, native
 from calibit.modules import QuantizedLinear
 from calibit.quantization import gptq, quantize_checkpoint, quantize_model, weight_hash
 from calibit.quantization.calibration_text import Calibration
+from calibit.quantization.checkpoint import unfinished
 from calibit.quantization.hessian import HessianCapture
 from calibit.quantization.perturbation import noise_scales, perturbed
 from calibit.solver import factor
@@ -394,6 +396,28 @@ def test_job_that_is_refused_leaves_the_experts_closed() -> None:
 
 
 # --- on disk --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["olmoe", "gpt_oss"])
+def test_run_that_was_cut_off_goes_on(tmp_path: Path, name: str) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int, name: str) -> None:
+        if done == total // 2 + 2:  # two layers into the second of two like blocks
+            raise Stopped
+
+    ids = tiny_models.tokens(8, 24)
+    tiny_models.build(name).save_pretrained(tmp_path / "source")
+    whole = quantize_checkpoint(tmp_path / "source", SCHEME, tmp_path / "whole", calibration=ids)
+    again = partial(quantize_checkpoint, tmp_path / "source", SCHEME, tmp_path / "out")
+    with pytest.raises(Stopped):
+        again(calibration=ids, progress=stop)
+    assert len(list(unfinished(tmp_path / "out").glob("block-*"))) == 1
+    report = again(calibration=ids)
+    models = [native.load(tmp_path / folder) for folder in ("whole", "out")]
+    assert weight_hash(models[0]) == weight_hash(models[1])
+    assert [row.tokens for row in report.modules] == [row.tokens for row in whole.modules]
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
