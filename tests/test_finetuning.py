@@ -157,6 +157,8 @@ def test_audit_states_the_lineage(tmp_path: Path) -> None:
     native.save(native.load(folder / "qat"), folder / "again")
     again = native.load(folder / "again").config.quantization_config
     assert again["finetuning"] == report.finetuning
+    wrote = calibit.export_model(native.load(folder / "qat"), folder / "gptq", "gptq")
+    assert "gptq files do not say that the weights were fine-tuned first" in wrote.notes
     job = job_of(folder, schemes=("int4-g16",), candidates=(str(folder / "qat"),))
     found = run_job(job, folder / "audit", progress=None)
     plain, trained = found.data["candidates"]

@@ -28,7 +28,7 @@ from calibit.evaluation.records import doc_lines, item_lines, prompt_lines
 from calibit.evaluation.scoring import ChoiceScores, Scorer
 from calibit.evaluation.text import Text
 from calibit.footprint import PeakMemory, measure_memory, measure_speed, versions
-from calibit.io.native import FINETUNING
+from calibit.io import native
 from calibit.runs import Run, TokenLosses
 
 if TYPE_CHECKING:
@@ -231,12 +231,6 @@ def _run(
     folder.finish(meta, lines, docs if job.options.store_docs else None)
 
 
-def _finetuning(model: Any) -> Any:
-    """How a model's weights were trained before they were quantized, where it says so."""
-    section = getattr(getattr(model, "config", None), "quantization_config", None)
-    return section.get(FINETUNING) if isinstance(section, dict) else None
-
-
 def _begin(job: Job, folder: RunFolder, command: str | None) -> dict[str, Any]:
     """run.json of the run: the stored one, or a new one with the way of scoring and the batch
     plan."""
@@ -255,7 +249,7 @@ def _begin(job: Job, folder: RunFolder, command: str | None) -> dict[str, Any]:
             "name": str(getattr(job.model, "name_or_path", "")),
             "class": type(job.model).__name__,
             "parameters": measure_memory(job.model).parameters,
-            "finetuning": _finetuning(job.model),
+            native.FINETUNING: native.finetuning_of(job.model),
         },
         **environment,
         "command": command or shlex.join(sys.argv),

@@ -114,6 +114,8 @@ def save(
         difference, notes = _verify(model, folder)
     notes += [] if writer is None else writer.notes(exported)
     notes += _notes(model)
+    if writer is not None and native.finetuning_of(model) is not None:
+        notes.append(f"{layout} files do not say that the weights were fine-tuned first")
     return Export(path, layout, len(exported.layers), difference, tuple(findings), tuple(notes))
 
 

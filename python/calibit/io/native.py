@@ -81,6 +81,13 @@ def describe(
     }
 
 
+def finetuning_of(model: Any) -> dict[str, Any] | None:
+    """How a model's weights were trained before they were quantized, where it says so."""
+    section = getattr(getattr(model, "config", None), "quantization_config", None)
+    found = section.get(FINETUNING) if isinstance(section, dict) else None
+    return found if isinstance(found, dict) else None
+
+
 def record_(
     model: Any,
     scheme: str,
