@@ -278,6 +278,14 @@ def test_plan_is_a_scheme(finished: tuple[Attributed, str], folder: Path) -> Non
     assert "items set apart" in text
 
 
+def test_a_large_residual_is_said(finished: tuple[Attributed, str]) -> None:
+    found = finished[0]
+    assert "a rough guide" not in str_of(found)
+    far = {**found.data["attribution"], "residual": 0.3 * found.data["attribution"]["total"]}
+    text = str_of(Attributed(found.path, {**found.data, "attribution": far}))
+    assert "more than 25 % of the damage" in text.replace("\u202f", " ").replace("\xa0", " ")
+
+
 def str_of(found: Attributed) -> str:
     """The table as text."""
     from rich.console import Console

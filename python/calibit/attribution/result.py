@@ -23,6 +23,9 @@ _OBJECTIVES = {
 }
 _DIGITS = 5
 
+POOR = 0.25
+"""Share of the damage that a residual may be before the shares are called rough."""
+
 
 @dataclass(frozen=True, eq=False)
 class Attributed:
@@ -100,6 +103,11 @@ def _lines(data: Mapping[str, Any]) -> list[str]:
         f"Damage of the whole: {total}; the shares leave {residual}, which is due to interactions "
         "of three and more units. p and bounds hold for all units at once."
     ]
+    if abs(found["residual"]) > POOR * abs(found["total"]):
+        lines.append(
+            f"That is more than {numbers.percent(POOR)} of the damage: so far from the original "
+            "the units cannot be told apart one by one, and the shares are a rough guide."
+        )
     if plan is None:
         return lines
     lines.append(
