@@ -8,8 +8,10 @@ begin anywhere. Measured: the first 40 windows of 2,048 tokens of the raw test t
 (`gptq@40`: every token of a window but its first), the next 10, and 8 windows from the end of
 calib/c4.txt, which no calibration reaches. `--stories` is for stories260K: 64 x 256 tokens of
 calib/tiny.txt, 60 windows of 256 from its end. Beside each perplexity the mean difference of the
-loss from the float model's, in nats a token, with its standard error over windows. With
-`--out FILE` rows that the file holds already are not made again.
+loss from the float model's, in nats a token, with its standard error over windows. Models are
+quantized in float32; `--dtype bfloat16` measures them, and the float model, with dense weights of
+that type, several times as fast where the processor has a matrix unit. With `--out FILE` rows that
+the file holds already are not made again.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--draw", type=int, default=0, help="seed of the segments; 0: the first")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--stories", action="store_true", help="the texts of stories260K")
     parser.add_argument("--out", type=Path, help="append JSON lines here")
     options = parser.parse_args()
@@ -55,7 +58,8 @@ def main() -> None:
     model, tokenizer = read(options.model)
     text = Texts(tokenizer, options.data)
     segments, windows = text.stories() if options.stories else text.web(options)
-    base = known.get(("none", 0)) or row_of("none", model, windows, None)
+    dtype = getattr(torch, options.dtype)
+    base = known.get(("none", 0)) or row_of("none", measured(model, dtype), windows, None)
     show(base, options.out if ("none", 0) not in known else None)
     for scheme in options.schemes.split(","):
         if (scheme, options.draw) in known:
@@ -66,9 +70,10 @@ def main() -> None:
         report = calibit.quantize_model(
             model, scheme, calibration=segments if scheme.startswith("gpt") else None
         )
-        row = row_of(scheme, model, windows, base)
-        row |= {"seconds": time.perf_counter() - begun, "bits_per_weight": report.bits_per_weight}
-        row["draw"] = options.draw
+        seconds = time.perf_counter() - begun
+        row = row_of(scheme, measured(model, dtype), windows, base)
+        row |= {"seconds": seconds, "bits_per_weight": report.bits_per_weight}
+        row |= {"draw": options.draw, "dtype": options.dtype}
         show(row, options.out)
 
 
@@ -118,6 +123,23 @@ class Texts:
         ids = self.read("tiny.txt")
         held = ids[len(ids) - 60 * 256 :].reshape(-1, 256)
         return ids[: 64 * 256].reshape(64, 256), {"stories, held out": held}
+
+
+def measured(model: Any, dtype: torch.dtype) -> Any:
+    """The model in the dtype of the passes: itself, or with dense layers in another one."""
+    if dtype == torch.float32:
+        return model
+    for name, module in list(model.named_modules()):
+        if isinstance(module, calibit.QuantizedLinear):
+            weight = module.dequantize()
+            dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
+            dense.weight = torch.nn.Parameter(weight)
+            if module.bias is not None:
+                dense.bias = torch.nn.Parameter(module.bias.float())
+            model.set_submodule(name, dense)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def row_of(
