@@ -114,7 +114,7 @@ def _calibration_bytes(model: nn.Module, jobs: Sequence[Job], calibration: Calib
     narrowest = min(layer.shape[1] for layer, _ in jobs)
     outputs = sum(layer.shape[0] for layer, _ in jobs) / max(1, _blocks(model))
     remembered = min(MEMORY_BYTES, 4 * calibration.tokens * outputs)
-    matrices = (5 * 8 + 2 * 4) * widest**2
+    matrices = (4 * 8 + 2 * 4) * widest**2
     return 2 * 4 * calibration.tokens * narrowest + remembered + matrices
 
 
