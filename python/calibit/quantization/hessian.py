@@ -2,9 +2,8 @@
 
 Layers that read the same tensor (query, key and value; gate and up) share one Hessian. "The same"
 means the same memory, shape and version in the same forward pass, so that an input changed in place
-between two layers counts as two. Products are taken in float32 per forward pass and added in
-float64: the rounding of a sum does not grow with the number of samples. Rows are tokens; padding
-never comes this far (`calibration_text` removes it).
+between two layers counts as two. Products are taken in float32 and added in float64 (`sums`). Rows
+are tokens; padding never comes this far (`calibration_text` removes it).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from calibit._devices import float32_products
+from calibit.quantization.sums import Gram
 
 
 @dataclass
@@ -67,6 +67,7 @@ class HessianCapture:
         self._reached: set[str] = set()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._sample = -1
+        self._alone: Gram | None = None  # of a layer that is watched by itself
 
     def __enter__(self) -> HessianCapture:
         for name, module in self._layers.items():
@@ -112,6 +113,8 @@ class HessianCapture:
         """Each layer's Hessian, one object where layers share their inputs; None if unreached."""
         whole: dict[frozenset[frozenset[str]], Hessian] = {}
         result: dict[str, Hessian | None] = {}
+        if self._alone is not None:
+            return {self._names[0]: Hessian(self._alone.total(), self._alone.rows)}
         for name in self._names:
             parts = frozenset(key for key in self._sums if name in key)
             if not parts:
@@ -134,6 +137,12 @@ class HessianCapture:
             raise StopForward
 
     def _add(self, name: str, x: torch.Tensor) -> None:
+        if self._stop and len(self._names) == 1:  # called once in a pass: nothing can be shared
+            wide = x.reshape(-1, x.shape[-1]).float()
+            self._check(name, torch.linalg.vector_norm(wide))
+            self._alone = self._alone or Gram(wide.shape[1])
+            self._alone.add(wide)
+            return
         self._alive.append(x)  # so that no later input of this pass can take over its memory
         rows = x.reshape(-1, x.shape[-1])
         key = same_memory(x)
@@ -142,15 +151,18 @@ class HessianCapture:
             wide = rows.float()
             with float32_products():
                 product = wide.t() @ wide
-            # A column with NaN or Inf in it has no finite sum of squares.
-            if not bool(torch.isfinite(product.diagonal()).all()):
-                raise ValueError(
-                    f"[hessian] expected finite activations, got NaN or Inf in the input of {name} "
-                    f"at calibration sample {self._sample}: run the calibration in float32"
-                )
+            self._check(name, product.diagonal())
             self._products[key] = _Product([name], product, rows.shape[0])
         elif name not in seen.members:
             seen.members.append(name)
+
+    def _check(self, name: str, squares: torch.Tensor) -> None:
+        """Sums of squares are finite unless there is NaN or Inf among the values."""
+        if not bool(torch.isfinite(squares).all()):
+            raise ValueError(
+                f"[hessian] expected finite activations, got NaN or Inf in the input of {name} "
+                f"at calibration sample {self._sample}: run the calibration in float32"
+            )
 
 
 class StopForward(Exception):

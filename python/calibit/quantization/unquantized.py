@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from calibit import structure
-from calibit._devices import float32_products
 from calibit.quantization.hessian import StopForward, watch_input
 from calibit.quantization.memory import Memory
 from calibit.quantization.replay import Call
+from calibit.quantization.sums import ProductSum
 
 _FOLLOWS = {torch.float32: 1e-3, torch.float64: 1e-3}
 _FOLLOWS_COARSELY = 0.05  # bfloat16 rounds the sum to 8 bits
@@ -133,7 +133,7 @@ class Block:
         first, adding = names[0], [name for name in names if name in self._adding]
         floats, get = self._floats, self._model.get_submodule
         solved = [name for name in self._adding if get(name) is not floats[name]]
-        total = _Sums()
+        cross, residual = ProductSum(), ProductSum()
         for sample, run in enumerate(passes):
             x, mine = self._seen(first, run, solved, stop=False)
             if any((name, sample) not in self._added for name in solved if name not in mine):
@@ -144,15 +144,15 @@ class Block:
             with memory.paused(), self.unquantized():
                 true = partial(self._calls[sample].run, self._block, self._hidden[0][sample])
                 y, theirs = self._seen(first, true, solved, stop=True)
-            total.add("cross", y - x, x)
+            cross.add(y - x, x)
             if adding:
                 ahead = self._hidden[0][sample].float() - self._hidden[1][sample].float()
                 ahead = ahead.reshape(-1, ahead.shape[-1])
                 for name in solved:
                     ahead += theirs[name] - self._added[name, sample]
-                total.add("residual", ahead, x)
-        one = {adding[0]: total.sums["residual"]} if adding else {}  # it makes all of it good
-        return Pull(total.sums["cross"], one)
+                residual.add(ahead, x)
+        one = {adding[0]: residual.total()} if adding else {}  # it makes all of it good
+        return Pull(cross.total(), one)
 
     def _seen(
         self, name: str, run: Callable[[], object], solved: Sequence[str], *, stop: bool
@@ -238,18 +238,3 @@ def _forced(
             module = model.get_submodule(name)
             stack.callback(module.register_forward_hook(partial(give, value)).remove)
         return run(hidden)
-
-
-class _Sums:
-    """Sums of outer products, per sample in float32, in all in float64."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-
-    def add(self, name: str, left: torch.Tensor, right: torch.Tensor) -> None:
-        with float32_products():
-            product = (left.T @ right).double()
-        if name in self.sums:
-            self.sums[name] += product
-        else:
-            self.sums[name] = product
