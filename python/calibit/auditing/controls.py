@@ -201,7 +201,13 @@ def _noise_copies(
 
     @cache
     def scales() -> Mapping[str, float]:
-        text = calibration_text.load(calibration, original().tokenizer)
+        text = calibration_text.for_model(
+            calibration,
+            original().tokenizer,
+            original().model.config,
+            tokens=job.calibration_tokens,
+            seed=next(iter(job.seeds), None),
+        )
         return noise_scales(original().model, model().model, text.sequences)
 
     runs = []
