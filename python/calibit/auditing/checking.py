@@ -23,6 +23,7 @@ def check_settings(job: Job) -> None:
         FileNotFoundError: the path of a model that does not exist.
     """
     from calibit.evaluation.encoding import BOS_RULES
+    from calibit.evaluation.text import PROTOCOLS
     from calibit.measures import RULES, Resampling
     from calibit.registry import active_kernels
 
@@ -31,6 +32,7 @@ def check_settings(job: Job) -> None:
         ("speed", job.speed, jobs.SPEEDS),
         ("rule", job.rule, RULES),
         ("bos", job.bos, BOS_RULES),
+        ("text_protocol", job.text_protocol, PROTOCOLS),
     ):
         if value not in known:
             raise ValueError(

@@ -134,4 +134,9 @@ def _text(job: Job) -> Text | None:
 
     if job.text == jobs.NO_TEXT:
         return None
-    return Text.from_file(job.text, window=job.text_window, max_tokens=job.text_tokens)
+    return Text.from_file(
+        job.text,
+        protocol=job.text_protocol,
+        window=job.text_window,
+        max_tokens=job.text_tokens,
+    )

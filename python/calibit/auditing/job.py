@@ -59,6 +59,8 @@ class Job:
         tasks: task names as for `calibit.tasks.load`.
         text: `pydoc`, the path of a text file, or `none`.
         limit: items per task; None takes all.
+        text_protocol: how the text is cut and its perplexity normalised; see
+            `calibit.evaluation.Text`.
         text_window, text_tokens: window length and number of scored tokens of the text.
         calibration: text the solver calibrates on, as `calibit.quantization.documents` reads it.
         calibration_tokens: how much of it; None takes the default of `quantize_model`.
@@ -93,6 +95,7 @@ class Job:
     tasks: tuple[str, ...] = TASKS
     text: str = TEXT
     limit: int | None = QUICK_LIMIT
+    text_protocol: str = "gptq"
     text_window: int = TEXT_WINDOW
     text_tokens: int = TEXT_TOKENS
     calibration: str = TEXT

@@ -167,12 +167,13 @@ def _about_map(run: Run, job: Job) -> list[str]:
 
 
 def _measures(run: Run, job: Job) -> dict[str, Estimate]:
-    from calibit.measures import Resampling, ppl, summarize
+    from calibit.comparison.texts import text_perplexity
+    from calibit.measures import Resampling, summarize
 
     resampling = Resampling(level=job.level, resamples=job.resamples, seed=job.seed)
     scores = run.scores(job.rule)
     found = summarize(scores, resampling=resampling) if scores.n else {}
-    texts = {name: ppl(run.text_nll(name)) for name in run.text_names()}
+    texts = {name: text_perplexity(run, name) for name in run.text_names()}
     found |= top_answer_measures(scores, run.meta.get(RECALIBRATION))
     return {
         **found,

@@ -127,6 +127,15 @@ IncludePath = Annotated[
     ),
 ]
 Text = Annotated[str, option("Text for the perplexity: pydoc, a file, or none.", MEASURE, "--text")]
+TextProtocol = Annotated[
+    str,
+    option(
+        "How the text is cut and its perplexity normalised: gptq, documents, llama_cpp, lm_eval or "
+        "hf_stride.",
+        MEASURE,
+        "--text_protocol",
+    ),
+]
 TextTokens = Annotated[
     int, option("Tokens of the text that are scored.", MEASURE, "--text_tokens", min=1)
 ]

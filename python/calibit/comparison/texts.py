@@ -11,7 +11,7 @@ import numpy as np
 
 from calibit.comparison.pairing import RunLike
 from calibit.measures.estimate import Estimate, undefined
-from calibit.measures.perplexity import d_text_nll, ppl
+from calibit.measures.perplexity import bits_per_byte, d_text_nll, ppl, token_weights
 from calibit.measures.resampling import Resampling
 
 _BLOCK = 256
@@ -26,7 +26,7 @@ class TextComparison:
         name: the text.
         protocol: how it was cut into windows.
         tokens, windows: scored tokens, and the windows that are resampled whole.
-        a, b: perplexities.
+        a, b: perplexities, normalised as the protocol says; `extra` as in `text_perplexity`.
         ratio: b / a with an interval.
         delta: change of the NLL, nats per token, with the same interval in logs.
         correlation: Pearson correlation of the token NLLs.
@@ -66,7 +66,7 @@ def compare_texts(
     ]
     common = [name for name in first if name in second]
     for name in common:
-        for key in ("protocol", "sha256", "tokens", "window"):
+        for key in ("protocol", "sha256", "tokens", "window", "words", "stride"):
             left, right = first[name].get(key), second[name].get(key)
             if left is not None and right is not None and left != right:
                 raise ValueError(
@@ -74,6 +74,35 @@ def compare_texts(
                     f"got {left!r} and {right!r}"
                 )
     return [_compare_text(name, a, b, first[name], resampling) for name in common], warnings
+
+
+def text_perplexity(run: RunLike, name: str) -> Estimate:
+    """Perplexity of a text in a run, as its protocol normalises it.
+
+    Returns:
+        `extra` has the protocol; under `lm_eval` also what a perplexity per word goes with:
+        `byte_ppl` and `bits_per_byte`.
+
+    Raises:
+        ValueError: for losses that are not finite.
+    """
+    described = _texts(run)[name]
+    nll = run.text_nll(name)
+    found = ppl(nll * _weights(described, _windows(run, name, len(nll))))
+    facts: dict[str, Any] = {"text": name, "protocol": described.get("protocol")}
+    if described.get("words") and described.get("bytes") and len(nll):
+        facts["normaliser"] = "words"
+        facts["byte_ppl"] = ppl(nll, normaliser=described["bytes"]).value
+        facts["bits_per_byte"] = bits_per_byte(nll, described["bytes"]).value
+    return replace(found, extra={**found.extra, **facts})
+
+
+def _weights(described: Mapping[str, Any], windows: np.ndarray) -> np.ndarray:
+    return token_weights(
+        described.get("protocol"),
+        windows,
+        **{key: described.get(key) for key in ("words", "window", "stride")},
+    )
 
 
 def text_windows(a: RunLike, b: RunLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,12 +148,18 @@ def _compare_text(
         none = [undefined(key, reason) for key in ("ppl", "ppl", "ppl_ratio", "d_text_nll")]
         return TextComparison(*facts, none[0], none[1], none[2], none[3], None)
     delta = d_text_nll(nll_a, nll_b, windows=windows, resampling=resampling)
+    weights = _weights(described, np.asarray(windows))
+    normalised = (
+        delta
+        if (weights == 1).all()
+        else d_text_nll(nll_a * weights, nll_b * weights, windows=windows, resampling=resampling)
+    )
     spread = float(np.std(nll_a) * np.std(nll_b)) if len(nll_a) else 0.0
     return TextComparison(
         *facts,
-        _named(ppl(nll_a), name, protocol),
-        _named(ppl(nll_b), name, protocol),
-        _ratio(delta),
+        text_perplexity(a, name),
+        text_perplexity(b, name),
+        _ratio(normalised),
         _named(delta, name, protocol),
         float(np.cov(nll_a, nll_b, ddof=0)[0, 1]) / spread if spread > 0 else None,
     )

@@ -293,23 +293,29 @@ def _score_texts(job: Job, folder: RunFolder, scorer: Scorer, report: _Reporter)
     bad: dict[str, int] = {}
     shard = 0
     for windows, batches in zip(job.texts, job.shards, strict=True):
-        first = shard
+        begin = shard
         for batch in batches:
             if not folder.has_tokens(shard):
+                first = [windows.firsts[index] for index in batch]
                 with _seeded(job, shard):
-                    losses = scorer.sequences([windows.rows[index] for index in batch])
-                folder.add_tokens(shard, _table(batch, losses))
+                    losses = scorer.sequences([windows.rows[index] for index in batch], first)
+                folder.add_tokens(shard, _table(batch, losses, first))
                 report("text", shard)
             shard += 1
-        bad[windows.text.name] = int(np.isnan(folder.read_tokens(range(first, shard)).nll).sum())
+        bad[windows.text.name] = int(np.isnan(folder.read_tokens(range(begin, shard)).nll).sum())
     return bad
 
 
-def _table(batch: Sequence[int], losses: Sequence[np.ndarray]) -> TokenLosses:
-    """Losses of the windows of a batch; a non-finite one becomes NaN."""
+def _table(batch: Sequence[int], losses: Sequence[np.ndarray], first: Sequence[int]) -> TokenLosses:
+    """Losses of the windows of a batch from position `first` on; a non-finite one becomes NaN."""
     nll = np.concatenate(losses)
     window = np.repeat(np.array(batch, dtype=np.int64), [len(loss) for loss in losses])
-    position = np.concatenate([np.arange(1, len(loss) + 1, dtype=np.int64) for loss in losses])
+    position = np.concatenate(
+        [
+            np.arange(start, start + len(loss), dtype=np.int64)
+            for start, loss in zip(first, losses, strict=True)
+        ]
+    )
     return TokenLosses(np.where(np.isfinite(nll), nll, np.nan), window, position)
 
 

@@ -43,6 +43,11 @@ def describe_texts(
                 "windows": len(windows.rows),
                 "window": windows.window,
                 "bytes": windows.bytes,
+                **{
+                    key: value
+                    for key, value in (("words", windows.words), ("stride", windows.stride))
+                    if value is not None
+                },
                 "sha256": windows.text.sha256,
                 "shards": [shard, shard + len(own)],
             }

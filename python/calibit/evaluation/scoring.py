@@ -98,12 +98,18 @@ class Scorer:
             for part, hits in zip(np.split(ll, ends[:-1]), np.split(greedy, ends[:-1]), strict=True)
         ]
 
-    def sequences(self, rows: Sequence[Tokens]) -> list[np.ndarray]:
-        """Negative log-likelihood of every token but the first of each sequence, nats, float64
-        `[len(row) - 1]`."""
-        wanted = [(r, c, token) for r, row in enumerate(rows) for c, token in enumerate(row[1:])]
+    def sequences(self, rows: Sequence[Tokens], first: Sequence[int] = ()) -> list[np.ndarray]:
+        """Negative log-likelihood of every token of each sequence from position `first` on (1 where
+        omitted), nats, float64 `[len(row) - first]`."""
+        starts = first or (1,) * len(rows)
+        wanted = [
+            (r, c - 1, row[c])
+            for r, (row, start) in enumerate(zip(rows, starts, strict=True))
+            for c in range(start, len(row))
+        ]
         logp, _, _ = self._forward(_padded([row[:-1] for row in rows]), _Queries.of(wanted))
-        return np.split(-logp, np.cumsum([len(row) - 1 for row in rows])[:-1])
+        sizes = [len(row) - start for row, start in zip(rows, starts, strict=True)]
+        return np.split(-logp, np.cumsum(sizes)[:-1])
 
     def _levels(
         self, trie: Trie, wanted: Sequence[Sequence[tuple[int, int, int, int]]]

@@ -6,11 +6,16 @@ but its first is scored. This is the convention of the GPTQ paper's code.
 
 `documents`: one sequence per document, cut to the model's context; every token but the first is
 scored.
+
+`llama_cpp`, `hf_stride`, `lm_eval`: the windows of llama.cpp's perplexity tool, of the perplexity
+guide of Hugging Face transformers and of lm-evaluation-harness (pages detokenised as WikiText's,
+perplexity per word of the raw page); see `calibit.evaluation.protocols`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
@@ -19,9 +24,21 @@ from typing import Any
 
 from calibit.evaluation.batching import Tokens
 from calibit.evaluation.encoding import Encoder
+from calibit.evaluation.protocols import (
+    Window,
+    hf_stride_windows,
+    llama_cpp_windows,
+    lm_eval_windows,
+    until_scored,
+)
+from calibit.measures.perplexity import count_words, detokenize_wikitext
 
-PROTOCOLS = ("gptq", "documents")
+PROTOCOLS = ("gptq", "documents", "llama_cpp", "lm_eval", "hf_stride")
 GPTQ_WINDOW = 2048
+LLAMA_CPP_WINDOW = 512
+STRIDE = 512
+
+_TITLE = re.compile(r" = [^=].*[^=] = ")
 
 
 @dataclass(frozen=True)
@@ -30,12 +47,15 @@ class Text:
 
     Attributes:
         name: what results are called by.
-        parts: the document or documents; `gptq` joins them with blank lines.
+        parts: the document or documents; where windows do not keep to documents they are joined
+            with blank lines.
         protocol: one of PROTOCOLS.
-        window: longest window in tokens; the model's context caps it. None: 2,048 for `gptq`, the
-            context for `documents`.
-        max_tokens: stop with the window in which this many scored tokens are reached; None scores
-            all.
+        window: longest window in tokens; the model's context caps it. None: 2,048 for `gptq`, 512
+            for `llama_cpp`, else the context.
+        max_tokens: stop with the window (`lm_eval`: the page) in which this many scored tokens are
+            reached; None scores all.
+        stride: tokens between windows of `hf_stride`. None: 512, or half the window where that is
+            less.
     """
 
     name: str
@@ -43,15 +63,25 @@ class Text:
     protocol: str = "gptq"
     window: int | None = None
     max_tokens: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise ValueError(
                 f"[Text] expected a protocol of {', '.join(PROTOCOLS)}, got {self.protocol!r}"
             )
-        for label, value, least in (("window", self.window, 2), ("max_tokens", self.max_tokens, 1)):
+        sizes = (
+            ("window", self.window, 2),
+            ("max_tokens", self.max_tokens, 1),
+            ("stride", self.stride, 1),
+        )
+        for label, value, least in sizes:
             if value is not None and value < least:
                 raise ValueError(f"[Text] expected {label} of at least {least}, got {value}")
+        if self.stride is not None and self.protocol != "hf_stride":
+            raise ValueError(
+                f"[Text] expected a stride with protocol hf_stride alone, got {self.protocol}"
+            )
         if not any(self.documents):
             raise ValueError(f"[Text] expected some text in {self.name!r}, got none")
 
@@ -70,7 +100,7 @@ class Text:
         Args:
             path: the file, or `pydoc`; see `calibit.tasks.load_text`.
             separator: what stands between documents ("\\n" makes every line one); None takes the
-                file as one part.
+                file as one part, under `lm_eval` as WikiText's pages where it has their titles.
             protocol, window, max_tokens: as for Text.
 
         Raises:
@@ -79,7 +109,10 @@ class Text:
         from calibit.tasks import load_text
 
         source = load_text(str(path))
-        parts = [source.text] if separator is None else source.text.split(separator)
+        if separator is None:
+            parts = wikitext_pages(source.text) if protocol == "lm_eval" else [source.text]
+        else:
+            parts = source.text.split(separator)
         kept = tuple(part for part in parts if part.strip())
         return cls(source.name, kept, protocol=protocol, window=window, max_tokens=max_tokens)
 
@@ -107,6 +140,9 @@ class Windows:
         window: longest window, tokens.
         rows: token ids of each window, at least two each.
         bytes: UTF-8 bytes of the text that the windows cover; None where the tokenizer cannot say.
+        first: position of the first scored token of each window; empty where that is 1 throughout.
+        words: words of the pages under `lm_eval`.
+        stride: tokens between windows under `hf_stride`.
     """
 
     text: Text
@@ -114,11 +150,19 @@ class Windows:
     window: int
     rows: tuple[Tokens, ...]
     bytes: int | None
+    first: tuple[int, ...] = ()
+    words: int | None = None
+    stride: int | None = None
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """Position of the first scored token of each window."""
+        return self.first or (1,) * len(self.rows)
 
     @property
     def scored(self) -> int:
         """Number of scored tokens."""
-        return sum(len(row) - 1 for row in self.rows)
+        return sum(map(len, self.rows)) - sum(self.firsts)
 
 
 def make_windows(encoder: Encoder, text: Text, *, max_length: int) -> Windows:
@@ -134,25 +178,53 @@ def make_windows(encoder: Encoder, text: Text, *, max_length: int) -> Windows:
     """
     if text.protocol == "documents":
         return _documents(encoder, text, max_length)
-    window = min(text.window or GPTQ_WINDOW, max_length)
+    if text.protocol == "lm_eval":
+        return _pages(encoder, text, max_length)
+    default = {"gptq": GPTQ_WINDOW, "llama_cpp": LLAMA_CPP_WINDOW}.get(text.protocol)
+    window = min(text.window or default or max_length, max_length)
     whole = "\n\n".join(text.documents)
     ids = encoder([whole])[whole]
-    available = len(ids) // window
-    if not available:
+    stride = _stride(text, window)
+    cut = _cut(encoder, text.protocol, ids, window, stride)
+    if not cut:
+        least = 2 if stride else window
         raise ValueError(
-            f"[evaluate] expected a text of at least one window of {window} tokens, got {len(ids)} "
+            f"[evaluate] expected a text of at least one window of {least} tokens, got {len(ids)} "
             f"tokens in {text.name!r}; give a smaller window or protocol 'documents'"
         )
-    used = (
-        available
-        if text.max_tokens is None
-        else min(available, -(-text.max_tokens // (window - 1)))
-    )
-    rows = tuple(tuple(ids[i * window : (i + 1) * window]) for i in range(used))
+    used = list(until_scored(cut, text.max_tokens))
+    named = window if window != default and (default or text.window) else None
     name = _name(
-        "gptq", window if window != GPTQ_WINDOW else None, used if used < available else None
+        text.protocol, named, len(used) if len(used) < len(cut) else None, stride=stride or None
     )
-    return Windows(text, name, window, rows, _covered_bytes(encoder, whole, ids, used * window))
+    end = (len(used) - 1) * (stride or window) + len(used[-1][0])
+    covered = _covered_bytes(encoder, whole, ids, end)
+    rows, first = zip(*used, strict=True)
+    return Windows(text, name, window, rows, covered, first, stride=stride or None)
+
+
+def _stride(text: Text, window: int) -> int:
+    """Stride of `hf_stride`, checked; 0 for the others."""
+    if text.protocol != "hf_stride":
+        return 0
+    stride = text.stride or min(STRIDE, max(1, window // 2))
+    if stride > window:
+        raise ValueError(
+            f"[evaluate] expected a stride of at most the window of {window} tokens, got {stride}"
+        )
+    return stride
+
+
+def _cut(
+    encoder: Encoder, protocol: str, ids: Sequence[int], window: int, stride: int
+) -> list[Window]:
+    if protocol == "hf_stride":
+        return hf_stride_windows(ids, window=window, stride=stride)
+    if protocol == "llama_cpp":
+        bos = encoder.tokenizer.bos_token_id
+        return llama_cpp_windows(ids, window=window, bos=bos if ids[:1] == [bos] else None)
+    starts = range(0, len(ids) // window * window, window)
+    return [(tuple(ids[start : start + window]), 1) for start in starts]
 
 
 def plan_windows(rows: Sequence[Tokens], *, batch_tokens: int) -> list[tuple[int, ...]]:
@@ -190,10 +262,38 @@ def _documents(encoder: Encoder, text: Text, max_length: int) -> Windows:
     return Windows(text, name, window, tuple(row for _, row in used), total)
 
 
-def _name(protocol: str, window: int | None, count: int | None) -> str:
-    return "@".join(
-        [protocol, *([f"w{window}"] if window else []), *([str(count)] if count else [])]
+def _pages(encoder: Encoder, text: Text, max_length: int) -> Windows:
+    """Windows of `lm_eval`, whole pages up to the limit; words and bytes are of the raw pages."""
+    window = min(text.window or max_length, max_length)
+    clean = {page: detokenize_wikitext(page) for page in text.documents}
+    ids = encoder.bare(clean.values())
+    prefix = encoder.prefix_token
+    used: list[str] = []
+    found: list[Window] = []
+    scored = 0
+    for page in text.documents:
+        if text.max_tokens is not None and scored >= text.max_tokens:
+            break
+        used.append(page)
+        found += lm_eval_windows(ids[clean[page]], window=window, prefix=prefix)
+        scored += len(ids[clean[page]])
+    if not found:
+        raise ValueError(f"[evaluate] expected a page with a token in {text.name!r}, got none")
+    name = _name(
+        "lm_eval",
+        window if text.window else None,
+        len(used) if len(used) < len(text.documents) else None,
     )
+    rows, first = zip(*found, strict=True)
+    size = sum(len(page.encode()) for page in used)
+    return Windows(text, name, window, rows, size, first, words=sum(map(count_words, used)))
+
+
+def _name(
+    protocol: str, window: int | None, count: int | None, *, stride: int | None = None
+) -> str:
+    parts = [("w", window), ("s", stride), ("", count)]
+    return "@".join([protocol, *(f"{mark}{size}" for mark, size in parts if size)])
 
 
 def _covered_bytes(encoder: Encoder, text: str, ids: Sequence[int], used: int) -> int | None:
@@ -222,3 +322,22 @@ def wikitext_rows(path: str | Path) -> tuple[str, ...]:
     """
     rows = Path(path).read_bytes().decode("utf-8").split("\n")[:-1]
     return tuple(row + "\n" if row.strip() else "" for row in rows)
+
+
+def wikitext_pages(text: str) -> tuple[str, ...]:
+    """Pages of a raw WikiText file, each from its title ` = Title = ` to the next.
+
+    Args:
+        text: content of the file, such as `wiki.test.raw`; `Text("wikitext2", pages, "lm_eval")`
+            is then what lm-evaluation-harness scores.
+
+    Returns:
+        The pages; the whole text where it has no title.
+    """
+    pages: list[list[str]] = []
+    for line in text.splitlines(keepends=True):
+        if not pages or _TITLE.fullmatch(line.removesuffix("\n")):
+            pages.append([])
+        pages[-1].append(line)
+    joined = tuple("".join(page) for page in pages)
+    return tuple(page for page in joined if page.strip())

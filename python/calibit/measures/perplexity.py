@@ -86,7 +86,8 @@ def hf_stride_ppl(sums: ArrayLike, scored: ArrayLike, new: ArrayLike) -> Estimat
 
     Args:
         sums: float [W], summed nll of the scored labels of each window.
-        scored: int [W], labels that entered each sum (one fewer than the new tokens).
+        scored: int [W], labels that entered each sum (one fewer than the new tokens where a window
+            has no context).
         new: int [W], new tokens of each window.
     """
     total, count, weight = (
@@ -96,6 +97,42 @@ def hf_stride_ppl(sums: ArrayLike, scored: ArrayLike, new: ArrayLike) -> Estimat
     )
     value = math.exp(float((total / count * weight).sum() / weight.sum()))
     return Estimate("ppl", value, "exp of mean", int(weight.sum()), extra={"protocol": "hf_stride"})
+
+
+def token_weights(
+    protocol: str | None,
+    windows: ArrayLike,
+    *,
+    words: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+) -> np.ndarray:
+    """Weight of each token's loss so that the mean of weighted losses is the log of the protocol's
+    perplexity.
+
+    1 for most. `lm_eval`: tokens per word. `hf_stride`: the mean of a window's labels counts for
+    all its new tokens, of which a window without context cannot predict the first (perplexity guide
+    of Hugging Face transformers).
+
+    Args:
+        protocol: id, such as `gptq@w512`; what follows "@" is ignored.
+        windows: int [n] window of each token, from 0.
+        words: words of the raw pages (`lm_eval`).
+        window, stride: tokens (`hf_stride`).
+
+    Returns:
+        float64 [n].
+    """
+    labels = np.asarray(windows, dtype=np.int64)
+    kind = str(protocol).partition("@")[0]
+    if kind == "lm_eval" and words:
+        return np.full(len(labels), len(labels) / words)
+    if kind != "hf_stride" or stride is None or window is None or not len(labels):
+        return np.ones(len(labels))
+    scored = np.bincount(labels)
+    alone = (np.arange(len(scored)) == 0) | (stride >= window)
+    new = np.where(scored > 0, scored + alone, 0)
+    return (new / np.maximum(scored, 1))[labels] * (len(labels) / new.sum())
 
 
 def d_text_nll(

@@ -242,7 +242,16 @@ def text_words(text: Mapping[str, Any]) -> str:
     if kind == "documents":
         most = f", at most {numbers.count(int(size))} tokens of each" if size else ""
         return f"{numbers.plural(text['windows'], 'document')}, each read alone{most}"
-    return f"{numbers.plural(text['windows'], 'window')}, protocol {text['protocol']}"
+    told = _PROTOCOL_WORDS.get(kind, f"protocol {text['protocol']}")
+    size = f" of at most {numbers.count(int(size))} tokens" if size else ""
+    return f"{numbers.plural(text['windows'], 'window')}{size}, {told}"
+
+
+_PROTOCOL_WORDS = {
+    "llama_cpp": "second half scored as llama.cpp does",
+    "lm_eval": "rolling as in lm-evaluation-harness; perplexity per word of the raw page",
+    "hf_stride": "sliding as in the guide of Hugging Face transformers",
+}
 
 
 def calibration_words(names: Sequence[str], calibration: Mapping[str, Any]) -> str:
