@@ -19,7 +19,8 @@ from torch import nn
 
 from calibit import structure
 from calibit.quantization.calibration_text import Calibration
-from calibit.quantization.gptq import MEMORY_BYTES, Job
+from calibit.quantization.gptq import MEMORY_BYTES
+from calibit.quantization.layerwise import Job
 from calibit.quantization.residency import StoredWeights, Weights
 from calibit.schemes import Scheme
 

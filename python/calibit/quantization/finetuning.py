@@ -24,7 +24,8 @@ from torch.nn.utils import parametrize
 from calibit import activations, kv_cache, loading, weight
 from calibit.fingerprint import weight_hash
 from calibit.io import native, shards
-from calibit.quantization import calibration_text, gptq, plans
+from calibit.quantization import calibration_text, plans
+from calibit.quantization.layerwise import Job
 from calibit.quantization.model import quantize_model, survey
 from calibit.quantization.report import Report
 from calibit.schemes import Scheme
@@ -254,7 +255,7 @@ def _check_numbers(steps: int, batch: int, rate: float, rank: int | None) -> Non
         raise ValueError(f"[finetune] expected a learning rate above 0, got {rate}")
 
 
-def _jobs(model: nn.Module, plan: plans.Plan) -> tuple[gptq.Job, ...]:
+def _jobs(model: nn.Module, plan: plans.Plan) -> tuple[Job, ...]:
     """The layers to train with their schemes; what cannot be trained is refused."""
     for scheme in plan.schemes:
         if scheme.is_solved:
@@ -285,7 +286,7 @@ def _jobs(model: nn.Module, plan: plans.Plan) -> tuple[gptq.Job, ...]:
 @contextmanager
 def _fake_quantized(
     model: nn.Module,
-    jobs: tuple[gptq.Job, ...],
+    jobs: tuple[Job, ...],
     cache_bits: int | None,
     rank: int,
     generator: torch.Generator,

@@ -10,7 +10,7 @@ of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,23 +22,17 @@ from calibit import solver, structure
 from calibit.quantization.calibration_text import Calibration
 from calibit.quantization.finished import FinishedBlocks
 from calibit.quantization.guard import Guard, HeldOut
-from calibit.quantization.hessian import Hessian, HessianCapture, same_memory, watch_input
-from calibit.quantization.layerwise import Curvature, Reached, quantize_layer_
+from calibit.quantization.hessian import Hessian, HessianCapture
+from calibit.quantization.layerwise import Curvature, Job, Reached, quantize_layer_
 from calibit.quantization.memory import Memory, Remembering, StandIn
+from calibit.quantization.order import batches, order_of
 from calibit.quantization.replay import Call, NotReplayable, Replay, record
 from calibit.quantization.report import ModuleReport
 from calibit.quantization.residency import Weights
 from calibit.quantization.unquantized import Block, Pull, Unquantized
-from calibit.schemes import Scheme
-
-Job = tuple[structure.LinearLayer, Scheme]
-"""A layer and what to do to it."""
 
 _SHORT = 32
 """Mean length of sequences in tokens under which a note is made."""
-
-_HESSIAN_BYTES = 2 * 1024**3
-"""Memory for Hessians collected at the same time in whole-model passes."""
 
 STARVED = 0.005
 """Share of the calibration tokens below which an expert is rounded to nearest (GPTQModel 7's rule);
@@ -178,7 +172,7 @@ def _solve_block_(
 ) -> Generator[ModuleReport, None, Sequence[torch.Tensor]]:
     """Solve the layers of one block, in the order they run; returns the block's outputs."""
     block = model.get_submodule(name)
-    order = _order(model, jobs, name, partial(calls[0].run, block, hidden[0]))
+    order = order_of(model, jobs, name, partial(calls[0].run, block, hidden[0]))
     # A layer that the first sample does not reach may come before others in another sample.
     memory = Memory(0 if order.unreached else MEMORY_BYTES)
     inputs = zip(calls, hidden, strict=True)
@@ -262,7 +256,7 @@ def _solve_whole_(
     model: nn.Module, jobs: dict[str, Job], samples: Sequence[torch.Tensor]
 ) -> Iterator[ModuleReport]:
     """Solve layers on passes of the whole model, as many at a time as memory holds Hessians."""
-    for names in _batches(jobs):
+    for names in batches(jobs):
         with HessianCapture({name: model.get_submodule(name) for name in names}) as capture:
             for ids in samples:
                 capture.run(partial(_forward, model, ids))
@@ -308,134 +302,6 @@ def _reached(layer: structure.LinearLayer, hessian: Hessian | None, tokens: int)
     if not bool(hessian.total.diagonal().any()):
         return Reached(hessian.rows, "all its inputs were zero in the calibration tokens")
     return Reached(hessian.rows)
-
-
-@dataclass(frozen=True)
-class _Order:
-    """How the layers of a block run.
-
-    Attributes:
-        subsets: layers grouped by the tensor they read, or the list of experts they belong to, in
-            the order they run; experts in as many parts as memory asks for.
-        unreached: layers that did not run, nor another expert of their list; each is a subset of
-            its own, at the end.
-        apart: layers that ran more than once, and experts, each of which reads its own rows.
-        modules: the layers that ran inside each module of the block that was called once.
-    """
-
-    subsets: list[list[str]]
-    unreached: list[str]
-    apart: frozenset[str]
-    modules: dict[str, frozenset[str]]
-
-    def completed_by(self, names: list[str]) -> list[str]:
-        """The modules whose last layers are these."""
-        order = [name for subset in self.subsets for name in subset]
-        done = set(order[: order.index(names[-1]) + 1])
-        if len(done) == len(order):
-            return []  # nothing runs twice any more
-        return [
-            module
-            for module, inside in self.modules.items()
-            if inside <= done and not inside.isdisjoint(names)
-        ]
-
-    def once(self, names: list[str]) -> bool:
-        """Did these layers run exactly once, and read one tensor?"""
-        return self.apart.isdisjoint(names) and set(self.unreached).isdisjoint(names)
-
-
-def _order(
-    model: nn.Module, jobs: dict[str, Job], block: str, forward: Callable[[], object]
-) -> _Order:
-    """The order in which one pass of a block runs the layers."""
-    groups: dict[object, list[str]] = {}
-    alive: list[torch.Tensor] = []
-    runs = dict.fromkeys(jobs, 0)
-
-    modules = _Inside(model.get_submodule(block), block, jobs)
-
-    def note(name: str, x: torch.Tensor) -> None:
-        runs[name] += 1
-        modules.note(name)
-        if runs[name] == 1:
-            alive.append(x)  # so that no later input can take over its memory
-            groups.setdefault(jobs[name][0].experts or same_memory(x), []).append(name)
-
-    handles = [watch_input(model.get_submodule(name), partial(note, name)) for name in jobs]
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        for handle in [*handles, *modules.handles]:
-            handle.remove()
-    unreached = []
-    for name, (layer, _) in jobs.items():
-        if layer.experts in groups and runs[name] == 0:
-            groups[layer.experts].append(name)
-        elif runs[name] == 0:
-            unreached.append(name)
-    experts = {name for name, (layer, _) in jobs.items() if layer.experts is not None}
-    subsets: list[list[str]] = []
-    for names in groups.values():
-        ordered = {name: jobs[name] for name in jobs if name in set(names)}
-        subsets += _batches(ordered) if experts.issuperset(names) else [names]
-    repeated = {name for name, count in runs.items() if count > 1}
-    subsets += [[name] for name in unreached]
-    return _Order(subsets, unreached, frozenset(repeated | experts), modules.called_once())
-
-
-class _Inside:
-    """Which layers run inside which modules of a block.
-
-    Args:
-        block: the block.
-        name: its dotted name.
-        jobs: names of the layers.
-    """
-
-    def __init__(self, block: nn.Module, name: str, jobs: Collection[str]) -> None:
-        self._running: list[str] = []
-        self._found: dict[str, list[set[str]]] = {}
-        self.handles: list[torch.utils.hooks.RemovableHandle] = []
-        for short, module in block.named_modules():
-            full = f"{name}.{short}"
-            if short and full not in jobs and any(job.startswith(f"{full}.") for job in jobs):
-                self.handles += [
-                    module.register_forward_pre_hook(partial(self._enter, full)),
-                    module.register_forward_hook(partial(self._leave, full)),
-                ]
-
-    def note(self, layer: str) -> None:
-        """A layer runs."""
-        for module in self._running:
-            self._found[module][-1].add(layer)
-
-    def called_once(self) -> dict[str, frozenset[str]]:
-        """The layers inside each module that was called once."""
-        return {name: frozenset(seen[0]) for name, seen in self._found.items() if len(seen) == 1}
-
-    def _enter(self, name: str, *_: object) -> None:
-        self._running.append(name)
-        self._found.setdefault(name, []).append(set())
-
-    def _leave(self, name: str, *_: object) -> None:
-        self._running.remove(name)
-
-
-def _batches(jobs: dict[str, Job]) -> Iterator[list[str]]:
-    """Names whose float64 Hessians fit into memory together; a layer alone always does."""
-    batch: list[str] = []
-    total = 0
-    for name, (layer, _) in jobs.items():
-        size = 8 * layer.shape[1] ** 2
-        if batch and total + size > _HESSIAN_BYTES:
-            yield batch
-            batch, total = [], 0
-        batch.append(name)
-        total += size
-    if batch:
-        yield batch
 
 
 def _forward(model: nn.Module, ids: torch.Tensor) -> object:

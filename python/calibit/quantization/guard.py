@@ -21,10 +21,10 @@ from torch import nn
 
 from calibit import next_token, numbers, structure, weight
 from calibit.modules import QuantizedLinear
+from calibit.quantization.layerwise import Job
 from calibit.quantization.replay import Replay
 from calibit.schemes import Scheme
 
-Job = tuple[structure.LinearLayer, Scheme]
 Hidden = Sequence[torch.Tensor]
 
 _SURE = 2.0  # standard errors from which a difference is called one

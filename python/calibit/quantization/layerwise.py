@@ -17,6 +17,9 @@ from calibit.schemes import Scheme
 from calibit.solver import Factored
 from calibit.weight import QuantizedWeight
 
+Job = tuple[structure.LinearLayer, Scheme]
+"""A layer and what to do to it."""
+
 # Weights handled at a time where torch would first copy a whole bfloat16 weight to float32.
 _AT_A_TIME = 1 << 16
 

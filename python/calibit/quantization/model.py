@@ -24,7 +24,7 @@ from calibit.modules import QuantizedLinear
 from calibit.quantization import calibration_text, finished, gptq, plans
 from calibit.quantization.estimate import Estimate, estimate
 from calibit.quantization.finished import FinishedBlocks
-from calibit.quantization.layerwise import quantize_layer_
+from calibit.quantization.layerwise import Job, quantize_layer_
 from calibit.quantization.report import KeptWeight, ModuleReport, Report
 from calibit.quantization.residency import Weights
 from calibit.schemes import Scheme
@@ -50,7 +50,7 @@ class Survey:
         opened: modules whose fused experts become linear layers first.
     """
 
-    jobs: tuple[gptq.Job, ...]
+    jobs: tuple[Job, ...]
     kept: tuple[KeptWeight, ...]
     opened: tuple[str, ...] = ()
 
@@ -200,7 +200,7 @@ def survey(model: nn.Module, plan: plans.Plan, *, skip: str | Sequence[str] = ()
     names = tuple(layers)
     plans.check_matched({p: [n for n in names if plans.matches(p, n)] for p in skip}, names, "skip")
     assigned = plans.assign(plan, names, head)
-    jobs: list[gptq.Job] = []
+    jobs: list[Job] = []
     reasons: dict[str, str] = {}
     for name, layer in layers.items():
         scheme = assigned[name]
@@ -296,7 +296,7 @@ def _run_(
     return tuple(rows[layer.name] for layer, _ in jobs), found
 
 
-def _expert_notes(jobs: Sequence[gptq.Job], rows: Mapping[str, ModuleReport]) -> Iterator[str]:
+def _expert_notes(jobs: Sequence[Job], rows: Mapping[str, ModuleReport]) -> Iterator[str]:
     """Notes on experts that saw few calibration tokens."""
     found = [(layer, rows[layer.name]) for layer, scheme in jobs if scheme.is_solved]
     experts = [(layer, row) for layer, row in found if layer.experts is not None]
@@ -365,7 +365,7 @@ def _finite(
         yield name, tensor
 
 
-def _rehearse(jobs: Sequence[gptq.Job]) -> None:
+def _rehearse(jobs: Sequence[Job]) -> None:
     """Let each scheme quantize a tiny weight: one that fails is refused before anything changes."""
     tiny = torch.linspace(-1, 1, 16).reshape(2, 8)
     for scheme in dict.fromkeys(scheme for _, scheme in jobs):
@@ -373,7 +373,7 @@ def _rehearse(jobs: Sequence[gptq.Job]) -> None:
 
 
 def _calibration(
-    jobs: Sequence[gptq.Job],
+    jobs: Sequence[Job],
     source: calibration_text.Source | None,
     tokens: int | None,
     seed: int | None,
@@ -407,7 +407,7 @@ def writing(progress: Progress | None) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress(done, total, WRITING)
 
 
-def _untie_(model: nn.Module, jobs: Sequence[gptq.Job]) -> None:
+def _untie_(model: nn.Module, jobs: Sequence[Job]) -> None:
     """After the head was quantized, tell transformers not to tie it to the embedding again."""
     replaced = {name for layer, _ in jobs for name in layer.names}
     keys = getattr(model, "all_tied_weights_keys", None)
