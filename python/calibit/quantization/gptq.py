@@ -120,7 +120,7 @@ def _solve_blocks_(
     model = weights.model
     hidden: Sequence[torch.Tensor] = replay.hidden[:samples]
     pulled = any(scheme.solver == "gptaq" for _, scheme in jobs.values())
-    unquantized = Unquantized(hidden) if pulled else None
+    unquantized = Unquantized(hidden, MEMORY_BYTES) if pulled else None
     for index, block in enumerate(replay.blocks):
         name = f"{replay.name}.{index}"
         inside = {key: job for key, job in jobs.items() if key.startswith(f"{name}.")}

@@ -46,10 +46,13 @@ class Unquantized:
 
     Args:
         hidden: the first block's input, one tensor per sample.
+        limit: bytes for what the layers of a block read and give in the unquantized model; what
+            does not fit is computed again.
     """
 
-    def __init__(self, hidden: Sequence[torch.Tensor]) -> None:
+    def __init__(self, hidden: Sequence[torch.Tensor], limit: int) -> None:
         self._hidden = list(hidden)
+        self._limit = limit
 
     @contextmanager
     def beside(
@@ -69,11 +72,10 @@ class Unquantized:
             hidden: the inputs that the quantized blocks before give, one per sample.
             layers: those of the block that will be replaced.
         """
-        found = Block(model, block, calls, (self._hidden, hidden), layers)
+        found = Block(model, block, calls, (self._hidden, hidden), layers, self._limit)
         yield found
-        for sample, call in enumerate(calls):
-            with torch.no_grad(), found.unquantized():
-                self._hidden[sample] = call.run(block, self._hidden[sample])
+        for sample in range(len(calls)):
+            self._hidden[sample] = found.output(sample)
 
 
 class Block:
@@ -82,6 +84,7 @@ class Block:
     Args:
         model, block, calls, layers: as for `Unquantized.beside`.
         hidden: inputs of the samples in the unquantized and in the quantized model.
+        limit: as for `Unquantized`.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Block:
         calls: Sequence[Call],
         hidden: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
         layers: Sequence[structure.LinearLayer],
+        limit: int,
     ) -> None:
         self._model = model
         self._block = block
@@ -106,6 +110,32 @@ class Block:
         run = partial(calls[0].run, block)
         self._adding = added_to_stream(model, candidates, run, hidden[0][0])
         self._added: dict[tuple[str, int], torch.Tensor] = {}  # by solved layer and sample
+        self._true = self._recorded(limit)
+
+    def output(self, sample: int) -> torch.Tensor:
+        """What the unquantized block makes of a sample."""
+        if self._true:
+            return self._true[sample].output
+        with torch.no_grad(), self.unquantized():
+            return self._calls[sample].run(self._block, self._hidden[0][sample])
+
+    def _recorded(self, limit: int) -> list[_Recorded]:
+        """One pass of every sample through the block while it is unquantized; none where what is
+        kept of them takes more bytes than the limit, or was changed in place."""
+        found: list[_Recorded] = []
+        for call, hidden in zip(self._calls, self._hidden[0], strict=True):
+            seen = _Recorded()
+            with ExitStack() as stack, torch.no_grad():
+                for name, module in self._floats.items():
+                    stack.callback(watch_input(module, partial(seen.read, name)).remove)
+                    if name in self._adding:
+                        hook = partial(seen.gave, name)
+                        stack.callback(module.register_forward_hook(hook).remove)
+                seen.output = call.run(self._block, hidden)
+            found.append(seen)
+            if not seen.unchanged or seen.nbytes * len(self._calls) > limit:
+                return []
+        return found
 
     @contextmanager
     def unquantized(self) -> Iterator[None]:
@@ -141,18 +171,28 @@ class Block:
                 with memory.paused():  # it ran inside a module that answers from memory
                     mine = self._seen(first, again, solved, stop=True)[1]
             self._added |= {(name, sample): output for name, output in mine.items()}
-            with memory.paused(), self.unquantized():
-                true = partial(self._calls[sample].run, self._block, self._hidden[0][sample])
-                y, theirs = self._seen(first, true, solved, stop=True)
+            y, theirs = self._true_of(first, sample, solved, memory)
             cross.add(y - x, x)
             if adding:
-                ahead = self._hidden[0][sample].float() - self._hidden[1][sample].float()
-                ahead = ahead.reshape(-1, ahead.shape[-1])
+                ahead = _rows(self._hidden[0][sample]) - _rows(self._hidden[1][sample])
                 for name in solved:
                     ahead += theirs[name] - self._added[name, sample]
                 residual.add(ahead, x)
+        for seen in self._true:
+            seen.forget(names)
         one = {adding[0]: residual.total()} if adding else {}  # it makes all of it good
         return Pull(cross.total(), one)
+
+    def _true_of(
+        self, name: str, sample: int, solved: Sequence[str], memory: Memory
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """As `_seen`, of the unquantized block."""
+        if self._true:
+            seen = self._true[sample]
+            return _rows(seen.inputs[name][0]), {key: _rows(seen.outputs[key][0]) for key in solved}
+        run = partial(self._calls[sample].run, self._block, self._hidden[0][sample])
+        with memory.paused(), self.unquantized():
+            return self._seen(name, run, solved, stop=True)
 
     def _seen(
         self, name: str, run: Callable[[], object], solved: Sequence[str], *, stop: bool
@@ -162,12 +202,12 @@ class Block:
         outputs: dict[str, torch.Tensor] = {}
 
         def see(x: torch.Tensor) -> None:
-            inputs.append(x.reshape(-1, x.shape[-1]).float())
+            inputs.append(_rows(x))
             if stop:
                 raise StopForward
 
         def keep(name: str, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            outputs[name] = output.reshape(-1, output.shape[-1]).float()
+            outputs[name] = _rows(output).clone()  # the model may add to it in place
 
         with ExitStack() as stack:
             for before in solved:
@@ -179,6 +219,53 @@ class Block:
             with torch.no_grad(), suppress(StopForward):
                 run()
         return inputs[0], outputs
+
+
+class _Recorded:
+    """One pass of a sample through an unquantized block.
+
+    Attributes:
+        inputs: what each layer read first, and how often it had been changed in place.
+        outputs: what the layers that add to the stream gave, likewise.
+        output: the block's.
+    """
+
+    output: torch.Tensor
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, tuple[torch.Tensor, int]] = {}
+        self.outputs: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def read(self, name: str, x: torch.Tensor) -> None:
+        """A layer reads its input."""
+        self.inputs.setdefault(name, (x, x._version))
+
+    def gave(self, name: str, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        """A layer gives its output."""
+        self.outputs[name] = (output, output._version)
+
+    @property
+    def unchanged(self) -> bool:
+        """Are all of them still what the layers read and gave?"""
+        kept = (*self.inputs.values(), *self.outputs.values())
+        return all(x._version == version for x, version in kept)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it, a tensor that several layers read once."""
+        kept = (*self.inputs.values(), *self.outputs.values())
+        tensors = [self.output, *(x for x, _ in kept)]
+        return sum({x.data_ptr(): x.nbytes for x in tensors}.values())
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Drop the inputs of layers that are done."""
+        for name in names:
+            self.inputs.pop(name, None)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Float32 `[tokens, features]`."""
+    return x.reshape(-1, x.shape[-1]).float()
 
 
 def added_to_stream(
