@@ -19,7 +19,7 @@ FLOATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SOLVERS: dict[str, str] = {
     "gptq": "column by column, each rounding error passed on to the columns not yet rounded",
     "gptaq": "gptq towards what the unquantized model has in the layer's place: makes good errors "
-    "of the layers before (about twice the passes)",
+    "of the layers before (about half again as many passes)",
 }
 """Solvers other than nearest rounding, with what they do."""
 
