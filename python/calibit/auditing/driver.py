@@ -14,7 +14,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from calibit.auditing import ablating, assembly, calibrating, checking, controls, draws, models
+from calibit.auditing import (
+    ablating,
+    assembly,
+    calibrating,
+    checking,
+    controls,
+    draws,
+    models,
+    planning,
+)
 from calibit.auditing import job as jobs
 from calibit.auditing.inputs import Inputs, read_inputs
 from calibit.auditing.job import Job
@@ -203,8 +212,10 @@ def run_job(
             finished = Audit.load(folder)
             if not finished.failed:
                 return finished
-        if (cost := draws.cost(job, entries)) is not None and progress is not None:
-            print(cost, file=progress, flush=True)
+        if progress is not None:
+            for said in (draws.cost(job, entries), planning.sentence(job, inputs, len(entries))):
+                if said is not None:
+                    print(said, file=progress, flush=True)
         bar = JobProgress(_stages(job, entries), _weights(job, entries), stream=progress)
         state = _State(job, folder, entries, bar, inputs, command or shlex.join(sys.argv))
         try:

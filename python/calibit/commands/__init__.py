@@ -25,6 +25,7 @@ from calibit.commands.options import (
     option,
 )
 from calibit.commands.output import announce, command_line, finish, prepare, progress_to
+from calibit.commands.planning import power
 
 if TYPE_CHECKING:
     from calibit.quantization.estimate import Estimate
@@ -616,6 +617,7 @@ COMMANDS: dict[str, Callable[..., Code]] = {
     "convert": convert,
     "eval": evaluate,
     "compare": compare,
+    "power": power,
     "gate": gate,
     "recalibrate": recalibrate,
     "doctor": doctor,

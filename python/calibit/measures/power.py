@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 from calibit.measures.intervals import two_sided_z
 
@@ -49,6 +50,26 @@ def mde_mean(
     if n < 1:
         raise ValueError(f"[power] expected at least 1 item, got {n}")
     return detection_z(alpha=alpha, power=power) * sd / math.sqrt(n)
+
+
+def power_at(
+    n: int, sd: float, margin: float, damage: float = 0.0, *, alpha: float = DEFAULT_ALPHA
+) -> float:
+    """Probability that n items show a damage to lie below a margin.
+
+    Args:
+        n: number of items.
+        sd: standard deviation of the per-item differences.
+        margin: largest acceptable damage.
+        damage: the true damage.
+        alpha: two-sided error.
+
+    Raises:
+        ValueError: for fewer than one item, or a spread that is not above 0.
+    """
+    if n < 1 or not sd > 0.0:
+        raise ValueError(f"[power] expected at least 1 item and a spread above 0, got {n} and {sd}")
+    return NormalDist().cdf((margin - damage) * math.sqrt(n) / sd - two_sided_z(1.0 - alpha))
 
 
 def n_needed(

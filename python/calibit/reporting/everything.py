@@ -146,10 +146,7 @@ def _tests(comparison: Mapping[str, Any]) -> list[str]:
 
 def _smallest(mde: Mapping[str, float]) -> str:
     """The damages that the items would have shown, had they been there."""
-    parts = []
-    for metric, value in mde.items():
-        name, unit, factor, digits = wording.gate_words({"metric": metric})
-        parts.append(f"{name} {numbers.fixed(value, digits=digits, scale=factor)} {unit}".rstrip())
+    parts = [wording.amount(metric, value) for metric, value in mde.items()]
     return (
         "Smallest damage that so many items show with a power of 80 %, at the level of the "
         f"intervals and from the spread seen: {'; '.join(parts)}."

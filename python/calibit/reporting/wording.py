@@ -80,6 +80,13 @@ def gate_words(gate: Gate) -> tuple[str, str, float, int]:
     return (f"{name}, worst slice" if metric.startswith(_WORST) else name), unit, factor, digits
 
 
+def amount(metric: str, value: float, *, bare: bool = False) -> str:
+    """A damage with name and unit, "accuracy 3.1 points"; `bare` leaves off the name."""
+    name, unit, factor, digits = gate_words({"metric": metric})
+    shown = f"{numbers.fixed(value, digits=digits, scale=factor)} {unit}".rstrip()
+    return shown if bare else f"{name} {shown}"
+
+
 def gate_style(gate: Gate) -> Style:
     """How a gate's damage and bounds are printed."""
     _, _, factor, digits = gate_words(gate)
