@@ -191,8 +191,31 @@ def test_prompts_that_do_not_pair_are_refused() -> None:
         calibit.compare(whole, run_of([True] * 3), resamples=200)
     part = calibit.compare(whole, run_of([True] * 3), resamples=200, allow_partial=True)
     assert part.generated[0].n == 3
+    assert any("1 prompts were answered in free text in one run only" in w for w in part.warnings)
     with pytest.raises(ValueError, match="expected the same prompt per item"):
         calibit.compare(whole, run_of([True] * 4, context_hash="other"), resamples=200)
+
+
+def test_prompts_of_a_passage_are_drawn_together() -> None:
+    """Every loss in one passage of 20: a fiftieth of a loss, but 1 of 20 clusters."""
+    before = [True] * 1000
+    after = [not 100 <= i < 120 for i in range(1000)]
+    runs = []
+    for correct in (before, after):
+        lines = [dict(line) for line in run_of(correct).generated()]
+        for i, line in enumerate(lines):
+            line["slices"] = {"passage": str(i // 50)}
+        runs.append(Run.of(META, lines))
+    policy = Policy({"gen_acc": 0.035})
+    alone = calibit.compare(*runs, resamples=200)
+    whole = calibit.compare(*runs, resamples=200, clusters="passage")
+    assert alone.verdict(policy).verdict == "ship"
+    assert whole.verdict(policy).verdict == "inconclusive"
+    assert whole.generated[0].d_acc.upper - whole.generated[0].d_acc.lower > 2 * (
+        alone.generated[0].d_acc.upper - alone.generated[0].d_acc.lower
+    )
+    with pytest.raises(ValueError, match=r"key or item field for clusters of prompts, got 'no'"):
+        calibit.compare(*runs, resamples=200, clusters="no")
 
 
 def test_a_run_stores_what_was_written(tmp_path: Path) -> None:

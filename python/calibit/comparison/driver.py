@@ -87,7 +87,7 @@ def compare(
     first, second = (panel(one, bins=bins, resampling=draw) for one in (paired.a, paired.b))
     texts, warnings = compare_texts(a, b, replace(draw, clusters=None))
     continuations = compare_continuations(a, b, draw)
-    generated = compare_generated(a, b, draw, allow_partial=allow_partial)
+    generated = compare_generated(a, b, draw, clusters=clusters, allow_partial=allow_partial)
     known = paired.a.labelled
     right_a, right_b, own = paired.a.take(known), paired.b.take(known), draw.take(known)
     searches, search = _searches(first, second, right_a, own, _contexts(a))

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from calibit.comparison.evidence import Evidence, accuracy_evidence
-from calibit.comparison.pairing import RunLike, refuse
+from calibit.comparison.pairing import CLUSTER_FIELD, RunLike, refuse
 from calibit.comparison.tables import accuracy_change
 from calibit.measures.confidence import acc
 from calibit.measures.estimate import Estimate, plain
-from calibit.measures.paired import McNemar, mcnemar, mean_difference
+from calibit.measures.paired import McNemar, cluster_index, mcnemar, mean_difference
 from calibit.measures.resampling import Resampling
 from calibit.measures.slices import N_MIN
 
@@ -88,19 +88,24 @@ class Generated:
 
 
 def compare_generated(
-    a: RunLike, b: RunLike, resampling: Resampling, *, allow_partial: bool = False
+    a: RunLike,
+    b: RunLike,
+    resampling: Resampling,
+    *,
+    clusters: str | None = None,
+    allow_partial: bool = False,
 ) -> Generated:
     """Compare the answers that both models wrote.
 
     Args:
         a, b: runs of reference and candidate.
-        resampling: of the intervals; its clusters are not used.
+        resampling: of the intervals; its clusters, those of other items, are not used.
+        clusters: slice key or item field whose values name clusters of prompts, as for `compare`.
         allow_partial: compare the common prompts where some are missing.
 
     Raises:
         ValueError: if prompts are missing in one run, or were asked or judged differently.
     """
-    draw = replace(resampling, clusters=None)
     first, second = (_lines(run) for run in (a, b))
     keys = [key for key in first if key in second]
     alone = [key for key in (*first, *second) if key not in first or key not in second]
@@ -115,14 +120,49 @@ def compare_generated(
         refuse(words, [key for key in keys if first[key][name] != second[key][name]])
     if not keys:
         return Generated()
-    tasks = [
-        _task(name, [(first[key], second[key]) for key in keys if key[0] == name], draw)
-        for name in dict.fromkeys(key[0] for key in keys)
+    pairs = [(first[key], second[key]) for key in keys]
+    own = _clusters(pairs, clusters, required=resampling.clusters is None)
+    draw = replace(resampling, clusters=own)
+    names = np.array([key[0] for key in keys])
+    tasks = []
+    for name in dict.fromkeys(names.tolist()):
+        part = np.flatnonzero(names == name)
+        tasks.append(_task(name, [pairs[i] for i in part], draw.take(part)))
+    judged = np.flatnonzero(np.isin(names, [one.task for one in tasks if one.judged]))
+    warnings = [one.note for one in tasks if one.note]
+    if alone:
+        warnings.append(
+            f"{len(alone)} prompts were answered in free text in one run only and left out: "
+            f"{len(set(first) - set(second))} of a and {len(set(second) - set(first))} of b"
+        )
+    evidence = _evidence([pairs[i] for i in judged], draw.take(judged)) if judged.size else {}
+    return Generated(tuple(tasks), evidence, tuple(warnings))
+
+
+def _clusters(
+    pairs: Sequence[tuple[Line, Line]], by: str | None, *, required: bool
+) -> np.ndarray | None:
+    """Cluster number of every pair; None where prompts are independent.
+
+    Raises:
+        ValueError: if the key is required and no prompt has it.
+    """
+    wanted = CLUSTER_FIELD if by is None else by
+    values = [line["slices"].get(wanted, line.get(wanted)) for line, _ in pairs]
+    if by is not None and required and all(value is None for value in values):
+        known = sorted({name for line, _ in pairs for name in line["slices"]})
+        raise ValueError(
+            f"[compare] expected a slice key or item field for clusters of prompts, got {by!r}; "
+            f"slice keys: {', '.join(known) or 'none'}"
+        )
+    labels = [
+        ("prompt", str(line["task"]), str(line["id"]))
+        if value is None
+        else ("cluster", str(line["task"]), str(value))
+        for value, (line, _) in zip(values, pairs, strict=True)
     ]
-    judged = {one.task for one in tasks if one.judged}
-    pairs = [(first[key], second[key]) for key in keys if key[0] in judged]
-    warnings = tuple(one.note for one in tasks if one.note)
-    return Generated(tuple(tasks), _evidence(pairs, draw) if pairs else {}, warnings)
+    found = cluster_index(labels, len(labels))
+    return found if found.max() + 1 < len(found) else None
 
 
 def _lines(run: RunLike) -> dict[tuple[str, str], Line]:
@@ -186,7 +226,7 @@ def _slices(pairs: Sequence[tuple[Line, Line]], draw: Resampling) -> list[dict[s
             "value": value,
             "n": len(items),
             "a": float(before[items].mean()),
-            "d_acc": accuracy_change(before[items], after[items], draw),
+            "d_acc": accuracy_change(before[items], after[items], draw.take(np.array(items))),
         }
         for (key, value), items in sorted(members.items())
     ]
