@@ -19,6 +19,7 @@ from calibit.auditing import run_job
 from calibit.measures import mcnemar, tango
 from calibit.runs import Run
 from calibit.tasks import Prompt, limit, load, read
+from calibit.tasks.answers import Answer
 from calibit.verdict import Policy
 
 META = {"text": [], "tokenizer_hash": "t", "bos": "tokenizer", "scheme": "none", "model": "toy"}
@@ -119,6 +120,14 @@ def test_users_prompts_with_answers_are_a_task(tmp_path: Path) -> None:
         file.write_text(json.dumps(row) + "\n")
         with pytest.raises(ValueError, match=message):
             load(str(file))
+
+
+@pytest.mark.parametrize("reference", ["http://x.invalid/y.json", "#/$defs/other", "y.json"])
+def test_schema_that_leads_nowhere_is_refused_with_its_row(reference: str) -> None:
+    schema = {"$ref": reference, "$defs": {"own": {"type": "object"}}}
+    with pytest.raises(ValueError, match=re.escape(f"got '{reference}'")):
+        Answer.of({"json_schema": schema})
+    assert Answer.of({"json_schema": {**schema, "$ref": "#/$defs/own"}}).judge('{"a": 1}')[0]
 
 
 def run_of(correct: Sequence[bool], **changes: Any) -> Run:

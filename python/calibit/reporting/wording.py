@@ -109,7 +109,7 @@ def gate_need(gate: Gate) -> str:
         level = numbers.percent(gate["strict_level"])
         return f"at {level}, which hold takes, it begins at {begins}"
     if gate["n_needed"] is None:
-        return "more items would hardly help"
+        return "more items would hardly make it pass"
     clusters = gate.get("clusters")
     if clusters is not None and clusters < FEW_CLUSTERS:
         return f"needs {numbers.plural(FEW_CLUSTERS, 'cluster')}, has {numbers.count(clusters)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,4 +130,35 @@ def _validator(schema: str) -> Any:
         Draft202012Validator.check_schema(json.loads(schema))
     except SchemaError as error:
         raise ValueError(f"[answer] expected a JSON Schema, got: {error.message}") from error
+    _check_references(json.loads(schema))
     return Draft202012Validator(json.loads(schema))
+
+
+def _check_references(schema: Any) -> None:
+    """Refuse a `$ref` that leads nowhere, before an answer is judged by it."""
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except Unresolvable as error:
+            raise ValueError(
+                f"[answer] expected references within the JSON Schema, got {reference!r}, which "
+                "leads nowhere: put what it means under $defs"
+            ) from error
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Every `$ref` and `$dynamicRef` of a schema."""
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(value, str):
+                yield value
+            else:
+                yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
