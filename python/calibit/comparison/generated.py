@@ -11,6 +11,7 @@ import numpy as np
 
 from calibit.comparison.evidence import Evidence, accuracy_evidence
 from calibit.comparison.pairing import CLUSTER_FIELD, RunLike, refuse
+from calibit.comparison.repeating import compare_repetition, repetition_evidence
 from calibit.comparison.tables import accuracy_change
 from calibit.measures.confidence import acc
 from calibit.measures.estimate import Estimate, plain
@@ -39,6 +40,8 @@ class GeneratedTask:
         same_text: share of prompts that both answer in the same words.
         d_tokens: change of the length, tokens.
         limit_a, limit_b: shares of answers cut off at the longest length.
+        repetition: per measure of repetition a, b, n and change; empty where a run has none
+            recorded.
         slices: per slice key and value: n, a, d_acc.
         judged: whether the reference is right often enough for a loss to be judged.
         note: why not.
@@ -58,6 +61,7 @@ class GeneratedTask:
     d_tokens: Estimate
     limit_a: float
     limit_b: float
+    repetition: Mapping[str, Mapping[str, Any]]
     slices: tuple[Mapping[str, Any], ...]
     judged: bool
     note: str | None
@@ -136,6 +140,9 @@ def compare_generated(
             f"{len(set(first) - set(second))} of a and {len(set(second) - set(first))} of b"
         )
     evidence = _evidence([pairs[i] for i in judged], draw.take(judged)) if judged.size else {}
+    repeating = repetition_evidence(pairs, draw)
+    if repeating is not None:
+        evidence["repetition"] = repeating
     return Generated(tuple(tasks), evidence, tuple(warnings))
 
 
@@ -201,6 +208,7 @@ def _task(name: str, pairs: Sequence[tuple[Line, Line]], draw: Resampling) -> Ge
         d_tokens=mean_difference(lengths, metric="d_tokens", resampling=draw),
         limit_a=float(np.mean([not a["ended"] for a, _ in pairs])),
         limit_b=float(np.mean([not b["ended"] for _, b in pairs])),
+        repetition=compare_repetition(pairs, draw),
         slices=tuple(_slices(pairs, draw)),
         judged=right >= FEWEST_RIGHT,
         note=None if right >= FEWEST_RIGHT else _too_few(name, right, len(pairs)),

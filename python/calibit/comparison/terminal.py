@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SHARE, _SHARE_2, _VALUE = Style(1, 100), Style(2, 100), Style(4)
 _DIVERGENCE = Style(5, small=True)
+_REPETITION = {"seq_rep_4": "repeated 4-grams", "loop_rate": "answers that end in a loop"}
 
 _ROWS = (
     # metric, words, style, unit
@@ -82,6 +83,11 @@ def _add_written_rows(table: Table, comparison: Comparison) -> None:
     for task in comparison.generated:
         shown = [_shown(side, _SHARE, "%") for side in (task.a, task.b)]
         table.add_row(f"right answers, {task.task}", *shown, *_change(task.d_acc, _SHARE))
+        for metric, words in _REPETITION.items():
+            if row := task.repetition.get(metric):
+                sides = [f"{numbers.fixed(row[side], scale=100)} %" for side in ("a", "b")]
+                label = f"{words}, {task.task}"
+                table.add_row(label, *sides, *_change(row["change"], _SHARE))
     if found is not None:
         for words, one, style in (
             ("token KL on the workload, nats", found.kl, _DIVERGENCE),

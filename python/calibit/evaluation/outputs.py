@@ -22,6 +22,7 @@ from calibit.evaluation.forcing import (
 from calibit.evaluation.generation import Continued, continue_greedily, plan_prompts
 from calibit.evaluation.identity import text_hash, tokenizer_hash
 from calibit.evaluation.text import plan_windows
+from calibit.measures.repetition import repetition_of
 from calibit.runs import FORCED, GENERATE, GENERATED, SEQUENCES, WORKLOAD, read_lines
 from calibit.tasks.answers import Answer
 from calibit.tasks.prompts import Prompt
@@ -382,6 +383,7 @@ def _line(one: Asked, found: Continued, store_docs: bool) -> dict[str, Any]:
         "text_hash": text_hash(found.text),
         "tokens": len(found.ids),
         "ended": found.ended,
+        "repetition": repetition_of(found.ids, found.text),
         "context_hash": text_hash(list(one.ids)),
         "choices_hash": text_hash(prompt.answer.to_dict()),
     }

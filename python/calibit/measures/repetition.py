@@ -160,6 +160,32 @@ def prefix_shares(
     ]
 
 
+LONGEST_N_GRAM = 4
+
+
+def repetition_of(ids: Sequence[Hashable], text: str) -> dict[str, float | None]:
+    """Every measure of repetition of one text.
+
+    Args:
+        ids: token ids of the generated part.
+        text: the same as text.
+
+    Returns:
+        `seq_rep_1` to `seq_rep_4` (token ids), `distinct_tok_1` to `distinct_tok_4`, `dup_words`,
+        `dup_rate`, `loop`; None where a text is too short to say.
+    """
+    found: dict[str, float | None] = {}
+    for n in range(1, LONGEST_N_GRAM + 1):
+        unique = len(set(_n_grams(ids, n)))
+        found[f"seq_rep_{n}"] = _repeated_share(ids, n)
+        found[f"distinct_tok_{n}"] = unique / len(ids) if len(ids) >= n else None
+    repeated, content = _duplicates(text, STOP_WORDS)
+    found["dup_words"] = float(repeated)
+    found["dup_rate"] = repeated / content if content else None
+    found["loop"] = float(_ends_in_loop(list(ids)))
+    return found
+
+
 def _n_grams(text: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     if n < 1:
         raise ValueError(f"[repetition] expected n of at least 1, got {n}")

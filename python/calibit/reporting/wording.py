@@ -58,6 +58,7 @@ _GATE_WORDS = {
     "kl": ("KL, excess over re-runs", "nats", 1.0, 4),
     "text_nll": ("NLL of the text", "nats", 1.0, 3),
     "gen_acc": ("accuracy of free-text answers", "points", 100.0, 1),
+    "repetition": ("repeated 4-grams of free text", "points", 100.0, 1),
     "token_kl": ("token KL on the workload", "nats", 1.0, 4),
 }
 _WORST = "worst_slice."

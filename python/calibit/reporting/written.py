@@ -16,6 +16,7 @@ WRITTEN, PROMPTS, LANGUAGES = "Answers in free text", "Your prompts", "Languages
 
 _SHARE, _POINTS = Style(1, 100), Style(1, 100, signed=True)
 _NATS = Style(4, small=True)
+_WORDS, _MORE_WORDS = Style(2), Style(2, signed=True)
 
 _PROMPT_ROWS = (
     # entry, label, short label, unit, style
@@ -136,7 +137,34 @@ def _task(name: str, measured: Sequence[Candidate]) -> dict[str, Any]:
         "rows": [_task_line(scheme, task) for scheme, task in known],
         "heads": [scheme for scheme, _ in known],
         "slices": _task_slices([task for _, task in known]),
+        "repetition": _repetition([task for _, task in known]),
     }
+
+
+_REPEATED = (
+    # measure, words, unit
+    *((f"seq_rep_{n}", f"repeated {n}-grams of tokens", "%") for n in range(1, 5)),
+    *((f"distinct_{n}", f"distinct-{n}: unique per n-gram", "%") for n in range(1, 5)),
+    *((f"distinct_tok_{n}", f"distinct-{n}: unique per token", "%") for n in range(1, 5)),
+    ("dup_words", "duplicate content words an answer", ""),
+    ("dup_rate", "duplicate content words", "%"),
+    ("loop_rate", "answers that end in a loop", "%"),
+)
+
+
+def _repetition(tasks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """(measure, answers, before, change of each candidate)."""
+    first = tasks[0].get("repetition") or {}
+    table = []
+    for key, words, unit in _REPEATED:
+        if key not in first:
+            continue
+        style, signed = (_SHARE, _POINTS) if unit else (_WORDS, _MORE_WORDS)
+        found = [(task.get("repetition") or {}).get(key) for task in tasks]
+        changes = [_with_bounds(one["change"], signed) if one else "" for one in found]
+        before = f"{style.value(first[key]['a'])} {unit}".rstrip()
+        table.append((words, numbers.count(first[key]["n"]), before, *changes))
+    return table
 
 
 def _task_line(scheme: str, task: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ NEEDS = {
     "all_flips": "re-runs of the original: --rigor standard",
     "kl": "re-runs of the original: --rigor standard",
     "gen_acc": "answers in free text",
+    "repetition": "answers in free text of 4 tokens and more",
     "token_kl": "a workload: --workload",
     "text_nll": "a text: --text",
     "coverage": "labelled items in several folds",
@@ -24,7 +25,16 @@ NEEDS = {
 }
 """Metric -> what the runs must hold for it, besides labelled items."""
 
-SHARES = ("acc", "conf_true", "brier_top1", "gen_acc", "coverage", "false_accepts", "all_flips")
+SHARES = (
+    "acc",
+    "conf_true",
+    "brier_top1",
+    "gen_acc",
+    "coverage",
+    "false_accepts",
+    "all_flips",
+    "repetition",
+)
 """Metrics whose damage is a share, at most 1; printed in points, hundredths of it."""
 
 LABELLED = (*DAMAGES, "coverage", "false_accepts")

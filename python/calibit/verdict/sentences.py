@@ -26,6 +26,7 @@ _WORDS = {
     "brier": ("Brier score", "increase", "", 1.0, 4),
     "brier_top1": ("Brier score of the top answer", "increase", "", 1.0, 4),
     "gen_acc": ("accuracy of free-text answers", "loss", "points", 100.0, 2),
+    "repetition": ("share of repeated 4-grams", "increase", "points", 100.0, 2),
     "token_kl": ("token KL on the workload", "divergence", "nats", 1.0, 4),
     "coverage": ("coverage at the original's threshold", "loss", "points", 100.0, 2),
     "false_accepts": (_FALSE_ACCEPTS, "increase", "points", 100.0, 2),
