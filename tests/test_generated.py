@@ -16,7 +16,7 @@ import tiny_models
 import tiny_tokenizers
 from audit_cases import job_of, prepare
 from calibit.auditing import run_job
-from calibit.measures import mcnemar, tango
+from calibit.measures import holm, mcnemar, tango
 from calibit.runs import Run
 from calibit.tasks import Prompt, limit, load, read
 from calibit.tasks.answers import Answer
@@ -161,6 +161,21 @@ def test_right_and_wrong_are_paired() -> None:
     assert (task.limit_a, task.limit_b) == pytest.approx((0.28, 0.35))
     assert [row["n"] for row in task.slices] == [50, 50] and task.judged
     assert found.to_dict()["generated"][0]["mcnemar"]["rw"] == 12
+
+
+def test_p_values_of_several_tasks_are_adjusted_by_holm() -> None:
+    def both(correct: Sequence[bool]) -> Run:
+        lines = [
+            {**line, "task": f"t{place % 2}"}
+            for place, line in enumerate(run_of(correct).generated())
+        ]
+        return Run.of(META, lines)
+
+    before, after = [True] * 40, [i % 2 == 0 or i > 20 for i in range(40)]
+    tasks = calibit.compare(both(before), both(after), resamples=200).generated
+    p = [one.mcnemar.p for one in tasks]
+    assert p == pytest.approx([1.0, 2 / 2**10])  # 0 and 10 answers lost, none won
+    assert [one.p_holm for one in tasks] == holm(p) == pytest.approx([1.0, 4 / 2**10])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from calibit.comparison.repeating import compare_repetition, repetition_evidence
 from calibit.comparison.tables import accuracy_change
 from calibit.measures.confidence import acc
 from calibit.measures.estimate import Estimate, plain
-from calibit.measures.paired import McNemar, cluster_index, mcnemar, mean_difference
+from calibit.measures.paired import McNemar, cluster_index, holm, mcnemar, mean_difference
 from calibit.measures.resampling import Resampling
 from calibit.measures.slices import N_MIN
 
@@ -37,6 +37,7 @@ class GeneratedTask:
         a, b: shares of right answers, with Clopper and Pearson's intervals.
         d_acc: their change, with Tango's interval.
         mcnemar: exact and mid-p test of the changed answers.
+        p_holm: its exact p, adjusted for the number of tasks by Holm's procedure (1979).
         same_text: share of prompts that both answer in the same words.
         d_tokens: change of the length, tokens.
         limit_a, limit_b: shares of answers cut off at the longest length.
@@ -65,6 +66,7 @@ class GeneratedTask:
     slices: tuple[Mapping[str, Any], ...]
     judged: bool
     note: str | None
+    p_holm: float | None = None
 
     @property
     def shortfall(self) -> str:
@@ -132,6 +134,8 @@ def compare_generated(
     for name in dict.fromkeys(names.tolist()):
         part = np.flatnonzero(names == name)
         tasks.append(_task(name, [pairs[i] for i in part], draw.take(part)))
+    adjusted = holm([one.mcnemar.p for one in tasks])
+    tasks = [replace(one, p_holm=p) for one, p in zip(tasks, adjusted, strict=True)]
     judged = np.flatnonzero(np.isin(names, [one.task for one in tasks if one.judged]))
     warnings = [one.note for one in tasks if one.note]
     if alone:

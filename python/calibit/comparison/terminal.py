@@ -46,6 +46,10 @@ def comparison_table(comparison: Comparison) -> Table:
     for metric, words, style, unit in _ROWS:
         values = [_shown(side[metric], style, unit) for side in (comparison.a, comparison.b)]
         table.add_row(words, *values, *_change(comparison.deltas[metric], style))
+        if metric == "ece":
+            by_chance = [_by_chance(side.get("ece_null")) for side in (comparison.a, comparison.b)]
+            if any(by_chance):
+                table.add_row("  by chance alone, up to", *by_chance, "", "")
     for text in comparison.texts:
         shown = [_shown(side, Style(3)) for side in (text.a, text.b)]
         ratio = text.ratio
@@ -54,6 +58,12 @@ def comparison_table(comparison: Comparison) -> Table:
     _add_pair_rows(table, comparison)
     _add_written_rows(table, comparison)
     return table
+
+
+def _by_chance(null: Estimate | None) -> str:
+    """The ECE that a calibrated model stays below 19 times in 20; empty where none was drawn."""
+    p95 = None if null is None else null.extra.get("p95")
+    return "" if p95 is None else f"{numbers.ascii_(_SHARE_2.value(float(p95)))} %"
 
 
 def _add_pair_rows(table: Table, comparison: Comparison) -> None:

@@ -179,6 +179,7 @@ def _task_line(scheme: str, task: Mapping[str, Any]) -> dict[str, Any]:
         "lost": numbers.count(task["rw"]),
         "won": numbers.count(task["wr"]),
         "p": numbers.p_value(task["mcnemar"]["p"]),
+        "p_holm": numbers.p_value(task.get("p_holm")),
         "same": f"{_SHARE.value(task['same_text'])} %",
         "limit": f"{_SHARE.value(task['limit_a'])} → {_SHARE.value(task['limit_b'])} %",
     }
