@@ -352,6 +352,66 @@ def test_text_can_be_gated():
     assert result.verdict(Policy({"text_nll": 0.03, "acc": 0.03})).verdict == "inconclusive"
 
 
+def test_a_text_that_the_candidate_lost_is_not_judged_by_the_others():
+    """Of two texts the candidate gives one a token without a finite log-likelihood. Where the
+    reference has none either, nothing is said of it."""
+    nll = np.random.default_rng(0).gamma(2.0, 1.5, 3200)
+    lost = np.where(np.arange(3200) == 7, np.nan, nll)
+    policy = Policy({"text_nll": 0.03})
+    both = _texts(nll, nll)
+    assert compare(both, both, **QUICK).verdict(policy).verdict == "ship"
+    result = compare(both, _texts(nll, lost), **QUICK)
+    verdict = result.verdict(policy)
+    assert verdict.verdict == "inconclusive" and not verdict.gates
+    seen = (
+        "text 'second': 1 of 3200 tokens have a finite log-likelihood in the reference and none in "
+        "the candidate"
+    )
+    assert verdict.reasons[:2] == (
+        f"The self-audit failed: log-probabilities (b: {seen}).",
+        f"Not judged: NLL of the text ({seen}).",
+    )
+    assert [text["lost"] for text in result.to_dict()["texts"]] == [0, 1]
+    neither = compare(_texts(nll, lost), _texts(nll, lost), **QUICK)
+    assert neither.verdict(policy).verdict == "ship"
+
+
+def _texts(first: np.ndarray, second: np.ndarray) -> MemoryRun:
+    """A run of two texts in windows of 32 tokens."""
+    run, losses = MemoryRun([]), {"first": first, "second": second}
+    run.meta["text"] = [{"name": name, "protocol": "gptq"} for name in losses]
+    run.text_nll = losses.__getitem__
+    return run
+
+
+def test_items_that_only_the_candidate_could_not_score_never_ship():
+    """200 of 1,000 items evaluated without a finite score are damage; items that the candidate's
+    run does not hold are missing, and may be left out."""
+    a, _ = simulated(1000)
+    rows = [{"kind": "choice", "id": str(i), "task": "t"} for i in range(1000)]
+    scores = a.scores()
+    keep = np.arange(1000) % 5 != 0
+    ids = [str(i) for i in np.flatnonzero(keep)]
+    scored = [row | {"ll": (scores.z[i] - 20.0).tolist()} for i, row in enumerate(rows)]
+    lost = {"ll": None, "reason": "log-likelihood not finite"}
+    unscored = [row if kept else row | lost for row, kept in zip(scored, keep, strict=True)]
+    present = [row for row, kept in zip(scored, keep, strict=True) if kept]
+
+    def verdict(lines):
+        z = [row for row, kept in zip(scores.z, keep, strict=True) if kept]
+        run = MemoryRun(z, scores.gold[keep], ids=ids, lines=lines)
+        reference = MemoryRun(scores.z, scores.gold, lines=scored)
+        return compare(reference, run, allow_partial=True, **QUICK).verdict()
+
+    found = verdict(unscored)
+    assert found.verdict == "inconclusive"
+    assert found.reasons[0] == (
+        "The self-audit failed: item accounting (b: 200 items that a scored were evaluated and not "
+        "scored, the first t/0: log-likelihood not finite)."
+    )
+    assert verdict(present).verdict == "ship"
+
+
 def test_a_failed_self_audit_forces_inconclusive():
     a, b = simulated(300, shift=3.0)
     lines = [{"kind": "choice", "id": str(i), "task": "t", "ll": [1.0]} for i in range(300)]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calibit.comparison.pairing import SAME_META, Paired, RunLike, by_key
+from calibit.comparison.texts import TextComparison
 from calibit.measures.scores import Scores
 from calibit.measures.self_audit import MOST_CUT, Check, self_audit, self_comparison
 from calibit.runs import Run
 
 
-def checks_of(run_a: RunLike, run_b: RunLike, paired: Paired) -> tuple[Check, ...]:
+def checks_of(
+    run_a: RunLike, run_b: RunLike, paired: Paired, texts: Sequence[TextComparison] = ()
+) -> tuple[Check, ...]:
     """Every check that two paired runs allow.
 
     Args:
         run_a, run_b: reference and candidate.
         paired: their items.
+        texts: their texts.
     """
     found: list[Check] = []
     for name, run, scores, lines in (
@@ -32,6 +36,7 @@ def checks_of(run_a: RunLike, run_b: RunLike, paired: Paired) -> tuple[Check, ..
         stored = _stored(run, scores.rule)
         if stored is not None:
             found.append(self_comparison(run.scores(scores.rule), stored, name=name))
+    found += _lost_items(paired) + _lost_tokens(texts)
     return (*found, _pair_identity(run_a.meta, run_b.meta, paired))
 
 
@@ -73,6 +78,29 @@ def _stored(run: RunLike, rule: str) -> Scores | None:
     if run.path is not None:
         return Run.load(run.path).scores(rule)
     return Run.of(run.meta, [json.loads(json.dumps(line)) for line in run.items()]).scores(rule)
+
+
+def _lost_items(paired: Paired) -> list[Check]:
+    """Fails: what the candidate could not score is damage. It must not leave with its items."""
+    if not paired.lost:
+        return []
+    first = paired.lost[0]
+    reason = by_key(paired.lines_b)[first].get("reason") or "without reason"
+    detail = (
+        f"b: {len(paired.lost)} items that a scored were evaluated and not scored, the first "
+        f"{'/'.join(first)}: {reason}"
+    )
+    return [Check("item accounting", False, len(paired.lost), first[1], detail)]
+
+
+def _lost_tokens(texts: Sequence[TextComparison]) -> list[Check]:
+    """Fails: a text on which the candidate alone has tokens without a finite log-likelihood."""
+    lost = [text for text in texts if text.lost]
+    if not lost:
+        return []
+    count, first = sum(text.lost for text in lost), lost[0].name
+    detail = "b: " + "; ".join(text.lost_reason for text in lost)
+    return [Check("log-probabilities", False, count, first, detail)]
 
 
 def _pair_identity(a: Mapping[str, Any], b: Mapping[str, Any], paired: Paired) -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from calibit.comparison.pairing import Paired, RunLike, as_run, cluster_labels, 
 from calibit.comparison.result import Comparison, Flips
 from calibit.comparison.tables import slice_keys, slice_table
 from calibit.comparison.testing import difference_tests
-from calibit.comparison.texts import compare_texts, text_windows
+from calibit.comparison.texts import TextComparison, compare_texts, text_windows
 from calibit.measures import fidelity
 from calibit.measures.binning import DEFAULT_BINS, ReliabilityBin, reliability
 from calibit.measures.estimate import Estimate, undefined
@@ -93,7 +93,8 @@ def compare(
     searches, search = _searches(first, second, right_a, own, _contexts(a))
     flips = _flips(paired, draw)
     evidence = (
-        _evidence(first, second, a, b, replace(draw, clusters=None))
+        label_evidence(first, second)
+        | _text_evidence(texts, a, b, replace(draw, clusters=None))
         | {**continuations.evidence, **generated.evidence}
         | control_evidence(paired, extra or ExtraRuns(), draw)
     )
@@ -122,7 +123,7 @@ def compare(
         reliability_b=_reliability(right_b, bins, level),
         controls=controls_of(paired, extra or ExtraRuns(), draw),
         points=_points(right_a, right_b),
-        checks=checks_of(a, b, paired),
+        checks=checks_of(a, b, paired, texts),
         warnings=(
             *paired.warnings,
             *cut_notes(a.meta, b.meta),
@@ -254,12 +255,14 @@ def _uncompared(run: RunLike) -> list[str]:
     return [f"{left} items with a single choice are not compared, only measured"] if left else []
 
 
-def _evidence(
-    a: Panel, b: Panel, run_a: RunLike, run_b: RunLike, draw: Resampling
+def _text_evidence(
+    texts: Sequence[TextComparison], a: RunLike, b: RunLike, draw: Resampling
 ) -> dict[str, Evidence]:
-    out = label_evidence(a, b)
-    text = text_evidence(*text_windows(run_a, run_b), draw)
-    return out if text is None else out | {text.metric: text}
+    """Evidence on the common texts; none where the candidate lost tokens of one of them."""
+    if any(text.lost for text in texts):
+        return {}
+    found = text_evidence(*text_windows(a, b), draw)
+    return {} if found is None else {found.metric: found}
 
 
 def _describe(meta: Mapping[str, Any], side: str) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Paired:
         a, b: scores, item by item.
         lines_a, lines_b: the runs' item lines, empty where a run has none.
         unpaired: items left out of a and of b.
+        lost: items that a scored and b evaluated without a score: damage, not missing items.
         warnings: what the reader should know.
         recalibrated: whether the scores of one went through a recalibration map.
     """
@@ -66,6 +67,7 @@ class Paired:
     unpaired: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
     recalibrated: bool = False
+    lost: tuple[Key, ...] = ()
 
 
 def as_run(run: RunLike | str | Path) -> RunLike:
@@ -115,9 +117,15 @@ def pair(a: RunLike, b: RunLike, *, rule: str, allow_partial: bool) -> Paired:
     lines_a, lines_b = (list(side.lines.values()) for side in (first, second))
     maps = [words for side, run in (("a", a), ("b", b)) if (words := _map_of(run.meta, side))]
     warnings += maps
-    first_scores, second_scores = chosen
     return Paired(
-        first_scores, second_scores, lines_a, lines_b, unpaired, tuple(warnings), bool(maps)
+        chosen[0],
+        chosen[1],
+        lines_a,
+        lines_b,
+        unpaired,
+        tuple(warnings),
+        bool(maps),
+        _lost(first, second),
     )
 
 
@@ -243,6 +251,12 @@ def _common_keys(first: Side, second: Side, allow_partial: bool) -> list[Key]:
     if (a or b) and not common:
         raise ValueError("[compare] expected common items, got two runs without any")
     return common
+
+
+def _lost(first: Side, second: Side) -> tuple[Key, ...]:
+    """Items that the first run scored, and the second holds without a score."""
+    scored = set(second.scores.keys)
+    return tuple(key for key in first.scores.keys if key in second.lines and key not in scored)
 
 
 def _unscored(keys: Sequence[Key], side: Side, name: str) -> str:

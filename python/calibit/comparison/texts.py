@@ -30,6 +30,7 @@ class TextComparison:
         ratio: b / a with an interval.
         delta: change of the NLL, nats per token, with the same interval in logs.
         correlation: Pearson correlation of the token NLLs.
+        lost: tokens whose log-likelihood is finite in a and not in b: damage without a number.
     """
 
     name: str
@@ -41,6 +42,15 @@ class TextComparison:
     ratio: Estimate
     delta: Estimate
     correlation: float | None
+    lost: int = 0
+
+    @property
+    def lost_reason(self) -> str:
+        """That the candidate has no finite log-likelihood where the reference has one."""
+        return (
+            f"text {self.name!r}: {self.lost} of {self.tokens} tokens have a finite log-likelihood "
+            "in the reference and none in the candidate"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""
@@ -109,7 +119,8 @@ def text_windows(a: RunLike, b: RunLike) -> tuple[np.ndarray, np.ndarray, np.nda
     """Token NLLs of both models and window numbers over all common texts, float64 [n] and int64
     [n].
 
-    A text with a token that has no finite log-likelihood is left out.
+    A text with a token that has no finite log-likelihood is left out: where the reference has one,
+    `TextComparison.lost` says so, and nothing is judged by the other texts.
     """
     first, second = _texts(a), _texts(b)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -146,7 +157,8 @@ def _compare_text(
     if bad:
         reason = f"{bad} tokens have no finite log-likelihood"
         none = [undefined(key, reason) for key in ("ppl", "ppl", "ppl_ratio", "d_text_nll")]
-        return TextComparison(*facts, none[0], none[1], none[2], none[3], None)
+        lost = int(np.count_nonzero(np.isfinite(nll_a) & ~np.isfinite(nll_b)))
+        return TextComparison(*facts, none[0], none[1], none[2], none[3], None, lost)
     delta = d_text_nll(nll_a, nll_b, windows=windows, resampling=resampling)
     weights = _weights(described, np.asarray(windows))
     normalised = (

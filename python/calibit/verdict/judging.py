@@ -154,7 +154,9 @@ def _missing(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> l
     found = []
     if overall:
         few = [one.shortfall for one in comparison.generated if not one.judged]
-        known = {"gen_acc": "; ".join(few)} if few else None
+        lost = [text.lost_reason for text in comparison.texts if text.lost]
+        whys = {"gen_acc": few, "text_nll": lost}
+        known = {metric: "; ".join(why) for metric, why in whys.items() if why}
         labelled = bool(comparison.protocol["n_labelled"])
         found.append(missing_sentence(overall, labelled=labelled, known=known))
     if unsearched:
