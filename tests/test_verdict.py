@@ -468,6 +468,14 @@ def test_policy_from_yaml(tmp_path):
         ("margins: {acc: 1e-3}", r"margins.acc: .* got '1e-3' as text: write 0.001$"),
         ("margins: {acc: '1e-5'}", r"got '1e-5' as text: write 0.00001$"),
         (
+            "margins: {nll: 010}",
+            r"margins.nll: expected a decimal .* got 010, .* reads as 8: write",
+        ),
+        ("margins: {nll: 1:30}", r"margins.nll: .* got 1:30, which YAML 1.1 reads as 90: write"),
+        ("margins: {nll: 1:30.5}", r"margins.nll: .* got 1:30.5, .* reads as 90.5: write"),
+        ("margins: {nll: 0x10}", r"margins.nll: .* got 0x10, which YAML 1.1 reads as 16: write"),
+        ("margins: {nll: .inf}", r"margins.nll: expected a margin above 0, got inf$"),
+        (
             "margins:\n  acc: 0.01\n  nll: 0.1\n  acc: 0.5",
             r"every key once in .*yaml, got .*: acc$",
         ),

@@ -120,6 +120,9 @@ class Policy:
         twice = _repeated(tree)
         if twice:
             raise ValueError(f"[policy] expected every key once in {path}, got twice: {twice}")
+        misread = _misread(tree, content)
+        if misread:
+            raise ValueError(f"[policy] {path}, {misread}")
         return cls.from_dict(content, source=str(path))
 
     @classmethod
@@ -185,6 +188,30 @@ def _hint(margin: object) -> str:
     except InvalidOperation:
         return ""
     return f" as text: write {value:f}" if value.is_finite() else ""
+
+
+def _misread(tree: Any, content: Any) -> str:
+    """What is wrong with the first margin that YAML 1.1 reads as another number than it says: 010
+    in octal as 8, 1:30 in base 60 as 90."""
+    for section, node in _pairs(tree):
+        for key, value in _pairs(node) if section.value == "margins" else ():
+            number, text = content["margins"].get(key.value), value.value
+            if isinstance(number, int | float) and not _says(text, number):
+                return (
+                    f"margins.{key.value}: expected a decimal number such as 0.02, got {text}, "
+                    f"which YAML 1.1 reads as {number}: write the number that is meant in decimals"
+                )
+    return ""
+
+
+def _says(text: str, number: float) -> bool:
+    """Whether a text is the decimal form of a number; of no number at all `_problem` says more."""
+    if isinstance(number, bool) or not math.isfinite(number):
+        return True
+    try:
+        return float(Decimal(text)) == number
+    except InvalidOperation:
+        return False
 
 
 def _repeated(tree: Any) -> str:
