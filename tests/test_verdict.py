@@ -125,6 +125,20 @@ def test_a_run_against_itself_ships_on_the_probe_set(sample):
         )
 
 
+@pytest.mark.parametrize("keys", [["task"], ["task", "lang"], ["a=b"]])
+def test_a_slice_with_the_items_of_another_is_judged_by_the_key_asked_for(keys):
+    """The 400 French items are those of one task, and lose 60 answers."""
+    french = np.arange(1000) < 400
+    lost = np.where(np.arange(1000) < 60, 1.0, 0.0)
+    names = [{"lang": "fr", "task": "frt", "a=b": "x"}, {"lang": "en", "task": "ent", "a=b": "y"}]
+    family = slices_by_key([names[0] if one else names[1] for one in french])
+    search = worst_slice(lost, family, metric="acc", accuracy=True).only(keys)
+    gate = slice_gate_of(search, 0.06, level=0.95, gates=6)
+    assert (gate.state, gate.slices) == (FAIL, 2)
+    assert gate.slice == f"{keys[0]}={names[0][keys[0]]}"
+    assert not search.only(["domain"]).slices
+
+
 def test_a_slice_too_small_to_pass_can_still_fail():
     search = _accuracy_search(("big", 400, 2, 2), ("small", 40, 20, 0))
     gate = slice_gate_of(search, 0.06, level=0.95, gates=6)

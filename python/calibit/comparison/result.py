@@ -207,7 +207,14 @@ def describe_search(search: SliceSearch) -> dict[str, Any]:
     one_sided = (1.0 + search.level) / 2.0  # of each end, so that both hold at the level
     bounds = zip(*search.intervals(one_sided, all_at_once=True), strict=True)
     rows = [
-        {"name": one.name, "n": one.n, "damage": one.damage, "lower": low, "upper": high}
+        {
+            "name": one.name,
+            "also": [label.name for label in one.labels if label.name != one.name],
+            "n": one.n,
+            "damage": one.damage,
+            "lower": low,
+            "upper": high,
+        }
         for one, (low, high) in zip(search.slices, bounds, strict=True)
     ]
     headline = next(row for row in rows if row["name"] == worst.name)

@@ -27,7 +27,7 @@ from calibit.measures.simultaneous import (
     sign_flip_p,
     studentised_maxima,
 )
-from calibit.measures.slices import N_MIN, Slices
+from calibit.measures.slices import N_MIN, Label, Slices
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class SliceDamage:
     """Damage in one slice: mean, standard error, simultaneous bounds, adjusted p values.
 
     `p_damage` tests that the slice has no damage, `p_contrast` that it has no more than the rest.
+    `labels` holds key and name of every slice of the family with these items.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SliceDamage:
     upper: float
     p_damage: float
     p_contrast: float
+    labels: tuple[Label, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +72,17 @@ class SliceSearch:
     def only(self, keys: Sequence[str]) -> SliceSearch:
         """The search with the slices of some keys alone ("lang" for "lang=en").
 
-        Simultaneous bounds of means stay those of the whole family: wider than they need be.
+        Simultaneous bounds of means stay those of the whole family: wider than they need be. A
+        slice with the items of another has the name of the first of these keys that it answers to.
 
         Args:
             keys: slice keys.
         """
-        kept = [i for i, one in enumerate(self.slices) if one.name.partition("=")[0] in keys]
-        chosen = tuple(self.slices[i] for i in kept)
-        if not chosen or self._bounds is None:
+        names = [_called(one, keys) for one in self.slices]
+        kept = [i for i, name in enumerate(names) if name is not None]
+        if not kept or self._bounds is None:
             return SliceSearch(self.metric, (), self.level, f"no slice of {', '.join(keys)}")
+        chosen = tuple(replace(self.slices[i], name=str(names[i])) for i in kept)
         return replace(self, slices=chosen, _bounds=self._bounds.take(np.array(kept)))
 
     @property
@@ -213,8 +217,11 @@ def worst_slice(
     lower, upper = maker.at(draw.level)
     p_damage = sign_flip_p(d[None, :], member, draw)
     p_contrast = _permutation_p(d, member, draw)
-    rows = zip(slices.names, size, mean, se, lower, upper, p_damage, p_contrast, strict=True)
-    table = tuple(SliceDamage(str(name), int(n), *map(float, rest)) for name, n, *rest in rows)
+    rows = zip(slices.labels, size, mean, se, lower, upper, p_damage, p_contrast, strict=True)
+    table = tuple(
+        SliceDamage(labels[0].name, int(n), *map(float, rest), labels=labels)
+        for labels, n, *rest in rows
+    )
     clusters = draw.cluster_count
     return SliceSearch(metric, table, draw.level, clusters=clusters, _bounds=maker)
 
@@ -252,6 +259,11 @@ def shrink(damage: Sequence[float], se: Sequence[float]) -> Heterogeneity:
     pooled = 1.0 / (s**2 + tau2)
     mean = float((pooled * d).sum() / pooled.sum())
     return Heterogeneity(q, tau2, mean, tuple((mean + tau2 / (tau2 + s**2) * (d - mean)).tolist()))
+
+
+def _called(one: SliceDamage, keys: Sequence[str]) -> str | None:
+    named = {label.key: label.name for label in reversed(one.labels)}
+    return next((named[key] for key in keys if key in named), None)
 
 
 def _discordant(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from calibit.measures.binning import named_quarters
 _QUARTILES = ("quartile 1", "quartile 2", "quartile 3", "quartile 4")
 
 N_MIN = 30
-"""Smallest slice that is searched."""
+"""Smallest slice that is searched for damage that is a mean."""
+
+
+class Label(NamedTuple):
+    """What a slice is called: its key, "lang", and its name, "lang=en"."""
+
+    key: str
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +35,24 @@ class Slices:
     Attributes:
         names: one name per slice, for example "domain=capitals" or "domain=capitals, lang=en".
         member: bool [S, N].
+        labels: per slice the key and name of every slice that holds these items, the name shown
+            first; where omitted, the key is what stands before "=" in the name.
     """
 
     names: tuple[str, ...]
     member: np.ndarray
+    labels: tuple[tuple[Label, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            labels = tuple((Label(name.partition("=")[0], name),) for name in self.names)
+            object.__setattr__(self, "labels", labels)
 
     def __add__(self, other: Slices) -> Slices:
-        """Both families together, without slices that hold the same items as an earlier one."""
-        return _distinct(self.names + other.names, np.concatenate([self.member, other.member]))
+        """Both families together; a slice that holds the same items as an earlier one becomes
+        another label of that one.
+        """
+        return _distinct(self.labels + other.labels, np.concatenate([self.member, other.member]))
 
 
 def slices_by_key(values: Sequence[Mapping[str, str]], *, n_min: int = N_MIN) -> Slices:
@@ -48,14 +66,14 @@ def slices_by_key(values: Sequence[Mapping[str, str]], *, n_min: int = N_MIN) ->
     for index, item in enumerate(values):
         for key, value in item.items():
             named.setdefault((key, str(value)), []).append(index)
-    names, rows = [], []
+    labels, rows = [], []
     for (key, value), members in sorted(named.items()):
         if n_min <= len(members) < len(values):
             row = np.zeros(len(values), dtype=bool)
             row[members] = True
-            names.append(f"{key}={value}")
+            labels.append((Label(key, f"{key}={value}"),))
             rows.append(row)
-    return _distinct(tuple(names), np.array(rows, dtype=bool).reshape(len(rows), len(values)))
+    return _distinct(labels, np.array(rows, dtype=bool).reshape(len(rows), len(values)))
 
 
 def quartile_slices(name: str, values: np.ndarray, *, n_min: int = N_MIN) -> Slices:
@@ -73,20 +91,25 @@ def quartile_slices(name: str, values: np.ndarray, *, n_min: int = N_MIN) -> Sli
 
 def pairs_of(slices: Slices, *, n_min: int = N_MIN) -> Slices:
     """All intersections of two slices with at least `n_min` items that are smaller than both."""
-    names, rows = [], []
+    labels, rows = [], []
     for first, second in combinations(range(len(slices.names)), 2):
         both = slices.member[first] & slices.member[second]
         if n_min <= both.sum() < min(slices.member[first].sum(), slices.member[second].sum()):
-            names.append(f"{slices.names[first]}, {slices.names[second]}")
+            key, name = map(
+                ", ".join, zip(slices.labels[first][0], slices.labels[second][0], strict=True)
+            )
+            labels.append((Label(key, name),))
             rows.append(both)
-    return _distinct(
-        tuple(names), np.array(rows, dtype=bool).reshape(len(rows), slices.member.shape[1])
-    )
+    return _distinct(labels, np.array(rows, dtype=bool).reshape(len(rows), slices.member.shape[1]))
 
 
-def _distinct(names: tuple[str, ...], member: np.ndarray) -> Slices:
-    first: dict[bytes, int] = {}
+def _distinct(labels: Sequence[tuple[Label, ...]], member: np.ndarray) -> Slices:
+    found: dict[bytes, list[int]] = {}
     for index, row in enumerate(member):
-        first.setdefault(np.packbits(row).tobytes(), index)
-    kept = sorted(first.values())
-    return Slices(tuple(names[index] for index in kept), member[kept])
+        found.setdefault(np.packbits(row).tobytes(), []).append(index)
+    merged = tuple(
+        tuple(dict.fromkeys(label for index in same for label in labels[index]))
+        for same in found.values()
+    )
+    kept = [same[0] for same in found.values()]
+    return Slices(tuple(one[0].name for one in merged), member[kept], merged)

@@ -136,9 +136,10 @@ def _slice_rows(
 def _shown(name: str, search: Mapping[str, Any]) -> tuple[str, bool]:
     """What the bounds for all slices at once show of one: its tone, and whether it is the
     headline."""
-    one = next((row for row in search.get("slices") or () if row["name"] == name), None)
+    rows = search.get("slices") or ()
+    one = next((row for row in rows if name in (row["name"], *row.get("also", ()))), None)
     tone = view.tone(one, -1)
-    return tone, tone == "worse" and search["slice"] == name
+    return tone, tone == "worse" and one is not None and search["slice"] == one["name"]
 
 
 _BOUNDS = ("lower", "upper")
