@@ -469,6 +469,12 @@ the five questions of a passage share most of their difficulty and noise, and wh
 resampled: 200 items are 40 passages, BCa is joined with Student's t over passages, and Tango's
 counts are divided by the design effect at the level of Student's t.
 
+The passages here are of one size, and the figures speak for such passages. Where sizes differ, the
+clusters' effective number (sum n^2)^2 / sum n^4 (Carter, Schnepel and Steigerwald 2017, in their
+worst case) takes the place of their number: it gives the degrees of freedom of Student's t, and
+below 30 no verdict passes. One passage of 500 items with 30 single ones counts as 1.0. A test
+simulates such sizes with the damage exactly at the margin.
+
 Targets: means (confidence in the right answer, NLL, Brier score, KL) 93 to 97 %, accuracy (Tango)
 at least 94 %. The change of the ECE has no target: it is a biased statistic, its interval misses
 the truth too often where a calibrated reference meets a surer candidate, and therefore it never

@@ -140,6 +140,7 @@ def test_the_dictionary_describes_itself(v1):
         "n_labelled": 500,
         "tasks": [{"name": "t", "n": 500}],
         "clusters": None,
+        "effective_clusters": None,
         "few_clusters": False,
         "unpaired": {"a": 0, "b": 0},
     }

@@ -186,7 +186,7 @@ def test_clusters_widen_every_interval():
     assert two > 1.5 * one
     assert any("form 50 clusters" in note for note in whole.warnings)
     assert not whole.protocol["few_clusters"] and not items.protocol["few_clusters"]
-    assert not any("clusters are few" in note for note in whole.warnings)
+    assert not any("effective clusters are few" in note for note in whole.warnings)
 
 
 def test_an_item_line_may_name_the_cluster():
@@ -197,7 +197,7 @@ def test_an_item_line_may_name_the_cluster():
             line["cluster"] = names["passage"]
     found = compare(a, b, **QUICK)
     assert found.protocol["clusters"] == 10 and found.protocol["few_clusters"]
-    assert any("10 clusters are few" in note for note in found.warnings)
+    assert any("10.0 effective clusters are few" in note for note in found.warnings)
 
 
 def test_items_without_the_key_are_clusters_of_their_own():

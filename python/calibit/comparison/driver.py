@@ -29,7 +29,7 @@ from calibit.comparison.texts import TextComparison, compare_texts, text_windows
 from calibit.measures import fidelity
 from calibit.measures.binning import DEFAULT_BINS, ReliabilityBin, reliability
 from calibit.measures.estimate import Estimate, undefined
-from calibit.measures.intervals import FEW_CLUSTERS, share_interval
+from calibit.measures.intervals import FEW_CLUSTERS, few_clusters, share_interval
 from calibit.measures.paired import McNemar, mcnemar
 from calibit.measures.power import mde_mean
 from calibit.measures.resampling import Resampling
@@ -224,16 +224,16 @@ def _points(a: Scores, b: Scores) -> dict[str, np.ndarray]:
 
 def _notes(paired: Paired, draw: Resampling) -> list[str]:
     notes = []
-    clusters = draw.cluster_count
+    clusters, effective = draw.cluster_count, draw.effective_clusters
     if clusters is not None:
         notes.append(
-            f"the {paired.a.n} items form {clusters} clusters, which were resampled whole; "
-            "McNemar's test takes items as independent"
+            f"the {paired.a.n} items form {clusters} clusters, which were resampled whole "
+            f"(effective number {effective:.1f}); McNemar's test takes items as independent"
         )
-    if clusters is not None and clusters < FEW_CLUSTERS:
+    if few_clusters(effective):
         notes.append(
-            f"{clusters} clusters are few: intervals over fewer than {FEW_CLUSTERS} may miss the "
-            "truth more often than they say, and no verdict of ship rests on them"
+            f"{effective:.1f} effective clusters are few: intervals over fewer than {FEW_CLUSTERS} "
+            "may miss the truth more often than they say, and no verdict of ship rests on them"
         )
     if not paired.a.n:
         notes.append("the runs hold no multiple-choice items")
@@ -297,6 +297,7 @@ def _protocol(paired: Paired, draw: Resampling, bins: int) -> dict[str, Any]:
         "n_labelled": int(paired.a.labelled.sum()),
         "tasks": [{"name": name, "n": n} for name, n in Counter(paired.a.tasks).items()],
         "clusters": draw.cluster_count,
-        "few_clusters": draw.cluster_count is not None and draw.cluster_count < FEW_CLUSTERS,
+        "effective_clusters": draw.effective_clusters,
+        "few_clusters": few_clusters(draw.effective_clusters),
         "unpaired": {"a": paired.unpaired[0], "b": paired.unpaired[1]},
     }

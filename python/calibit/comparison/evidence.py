@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class Evidence:
         unit: unit of the damage.
         units: what n counts.
         clusters: number of clusters that the n items form; None where items are independent.
+        effective_clusters: how many of equal size they are worth.
     """
 
     metric: str
@@ -67,6 +69,7 @@ class Evidence:
     unit: str = ""
     units: str = "items"
     clusters: int | None = None
+    effective_clusters: float | None = None
 
 
 def accuracy_evidence(before: np.ndarray, after: np.ndarray, resampling: Resampling) -> Evidence:
@@ -96,8 +99,8 @@ def share_evidence(
 
     effect = design_effect(after - before, resampling.clusters)
     sd = float(np.sqrt(effect * np.mean(before != after)))
-    damage, clusters = float(np.mean(before - after)), resampling.cluster_count
-    return Evidence(metric, damage, len(before), sd, TANGO, at, clusters=clusters)
+    damage, clusters = float(np.mean(before - after)), _clusters(resampling)
+    return Evidence(metric, damage, len(before), sd, TANGO, at, **clusters)
 
 
 def mean_evidence(
@@ -119,8 +122,8 @@ def mean_evidence(
     sd = spread * float(np.sqrt(design_effect(damage, resampling.clusters)))
     unit = UNITS.get(metric, "")
     method, value = bca(damage, draws, resampling).method, float(damage.mean())
-    clusters = resampling.cluster_count
-    return Evidence(metric, value, len(damage), sd, method, at, unit, clusters=clusters)
+    clusters = _clusters(resampling)
+    return Evidence(metric, value, len(damage), sd, method, at, unit, **clusters)
 
 
 def label_evidence(a: Panel, b: Panel) -> dict[str, Evidence]:
@@ -243,6 +246,13 @@ def slice_searches(
                 damage, slices, metric=metric, accuracy=metric == "acc", resampling=resampling
             )
     return out
+
+
+def _clusters(resampling: Resampling) -> dict[str, Any]:
+    return {
+        "clusters": resampling.cluster_count,
+        "effective_clusters": resampling.effective_clusters,
+    }
 
 
 def _ends(interval: object) -> Bounds:

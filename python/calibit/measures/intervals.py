@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from calibit.measures.estimate import Estimate, Interval
-from calibit.measures.resampling import Resampling
+from calibit.measures.resampling import Resampling, effective_count
 
 _NORMAL = NormalDist()
 
@@ -18,7 +18,17 @@ FEW_ITEMS = 100
 
 FEW_CLUSTERS = 30
 """Below this many clusters the error of a mean over them is itself uncertain: no verdict passes on
-them, and a report says so (Cameron and Miller 2015, section VI, name 20 to 50)."""
+them, and a report says so (Cameron and Miller 2015, section VI, name 20 to 50). Clusters of unequal
+size count as `effective_count` says."""
+
+
+def few_clusters(effective: float | None) -> bool:
+    """Whether clusters are too few for a verdict to pass on them; independent items never are.
+
+    Args:
+        effective: effective number of clusters, judged to the nearest whole number.
+    """
+    return effective is not None and round(effective) < FEW_CLUSTERS
 
 
 def two_sided_z(level: float) -> float:
@@ -201,8 +211,10 @@ def paired_counts(
 def design_effect(values: np.ndarray, clusters: np.ndarray | None) -> float:
     """Variance of the mean under clustering, divided by that of independent items; at least 1.
 
-    Without any spread it cannot be estimated: then it is the mean size of a cluster, as if the
-    items of a cluster were one.
+    The variance is the jackknife's over clusters: where one cluster holds most items, their sum
+    of deviations from a mean that is mostly theirs says little, and leaving it out says all.
+    Without any spread it cannot be estimated: then it is sum n^2 / N, n the size of a cluster, as
+    if the items of a cluster were one.
 
     Args:
         values: float64 [N].
@@ -214,8 +226,8 @@ def design_effect(values: np.ndarray, clusters: np.ndarray | None) -> float:
     apart = values - values.mean()
     square = float(np.sum(apart**2))
     if square == 0.0 or count < 2:
-        return n / count
-    between = float(np.sum(np.bincount(clusters, apart) ** 2)) * count / (count - 1)
+        return float(np.sum(np.bincount(clusters) ** 2.0)) / n
+    between = _jackknife_error(values, clusters) ** 2 * n * n
     return max(1.0, between * (n - 1) / (n * square))
 
 
@@ -294,7 +306,7 @@ def bca(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> Interv
         bounds = np.quantile(draws, [_bca_level(z0, a, end) for end in (-z, z)])
     if clusters is None:
         return _bootstrapped("bca", resampling, bounds)
-    half = _student_t(clusters, resampling.level) * cluster_error(values, clusters)
+    half = _student_t(clusters, resampling.level) * _jackknife_error(values, clusters)
     wider = np.array([min(bounds[0], mean - half), max(bounds[1], mean + half)])
     return _bootstrapped("bca_t", resampling, wider)
 
@@ -309,6 +321,14 @@ def cluster_error(values: np.ndarray, clusters: np.ndarray) -> float:
     """
     sums = np.bincount(clusters, values - values.mean())
     return math.sqrt(float(np.sum(sums**2)) * len(sums) / (len(sums) - 1)) / len(values)
+
+
+def _jackknife_error(values: np.ndarray, clusters: np.ndarray) -> float:
+    """Jackknife error of a mean over clusters left out whole; `cluster_error` where all are of one
+    size."""
+    sizes, n, count = np.bincount(clusters), len(values), int(clusters.max()) + 1
+    moved = np.bincount(clusters, values - values.mean()) / (n - sizes)
+    return math.sqrt(float(np.sum(moved**2)) * (count - 1) / count)
 
 
 def percentile_p(draws: np.ndarray) -> float:
@@ -349,10 +369,10 @@ def bca_p(values: np.ndarray, draws: np.ndarray, resampling: Resampling) -> floa
         return min(1.0, 2.0 * _NORMAL.cdf(-z))
     from scipy.special import stdtr
 
-    count, error = int(clusters.max()) + 1, cluster_error(values, clusters)
+    count, error = int(clusters.max()) + 1, _jackknife_error(values, clusters)
     t = z / math.sqrt(count / (count - 1))
     t = min(t, abs(mean) / error) if error > 0.0 else t
-    return min(1.0, 2.0 * float(stdtr(count - 1, -t)))
+    return min(1.0, 2.0 * float(stdtr(_degrees(clusters), -t)))
 
 
 def acceleration(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
@@ -402,17 +422,23 @@ def _several(values: np.ndarray, draw: Resampling) -> np.ndarray | None:
 def _student_t(clusters: np.ndarray, level: float) -> float:
     from scipy.special import stdtrit
 
-    return float(stdtrit(int(clusters.max()), 0.5 + level / 2.0))
+    return float(stdtrit(_degrees(clusters), 0.5 + level / 2.0))
+
+
+def _degrees(clusters: np.ndarray) -> float:
+    """Degrees of freedom of an error over clusters: their effective number less 1, at least 1."""
+    return max(1.0, effective_count(clusters) - 1.0)
 
 
 def _widening(values: np.ndarray, draw: Resampling) -> float:
-    """Design effect times (t of C - 1 degrees / t of N - 1 degrees) squared; 1 without clusters."""
+    """Design effect times (t of C - 1 degrees / t of N - 1 degrees) squared, C the effective number
+    of clusters; 1 without clusters."""
     from scipy.special import stdtrit
 
     n, clusters = len(values), draw.clusters_of(len(values))
     if clusters is None or n < 2:
         return 1.0
-    degrees = np.array([max(1, int(clusters.max())), n - 1])
+    degrees = np.array([_degrees(clusters), n - 1])
     few, many = stdtrit(degrees, 0.5 + draw.level / 2.0)
     return design_effect(values, clusters) * float(few / many) ** 2
 

@@ -71,6 +71,11 @@ class Resampling:
         """Number of clusters; None where items are drawn."""
         return None if self.clusters is None else len(np.unique(self.clusters))
 
+    @property
+    def effective_clusters(self) -> float | None:
+        """Effective number of clusters (`effective_count`); None where items are drawn."""
+        return None if self.clusters is None else effective_count(self.clusters)
+
     def take(self, items: np.ndarray) -> Resampling:
         """The same for a part of the items (int64 indices or a boolean mask); clusters without
         items are dropped."""
@@ -78,6 +83,25 @@ class Resampling:
             return self
         _, number = np.unique(self.clusters[items], return_inverse=True)
         return replace(self, clusters=number)
+
+
+def effective_count(clusters: np.ndarray) -> float:
+    """How many clusters of equal size tell as much of the error of a mean: (sum n^2)^2 / sum n^4.
+
+    It is G / (1 + Gamma) of Carter, Schnepel and Steigerwald (2017, "Asymptotic behavior of a
+    t-test robust to cluster heterogeneity"), Gamma the squared coefficient of variation of the
+    clusters' shares in the variance, in their worst case: items of a cluster are alike, so a
+    cluster's share grows as the square of its size n. Kish's (sum n)^2 / sum n^2, for items that
+    are not alike, lets many single items stand for a few large clusters.
+
+    Args:
+        clusters: int64 [N], number of each item's cluster.
+
+    Returns:
+        1 to the number of clusters, reached where all are of one size; 0 without items.
+    """
+    share = np.bincount(clusters).astype(np.float64) ** 2
+    return float(share.sum() ** 2 / np.sum(share**2)) if len(share) else 0.0
 
 
 def count_chunks(n: int, resampling: Resampling) -> Iterator[np.ndarray]:

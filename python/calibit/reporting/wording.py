@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibit import numbers
-from calibit.measures.intervals import FEW_CLUSTERS
+from calibit.measures.intervals import FEW_CLUSTERS, few_clusters
 from calibit.numbers import Style
 from calibit.verdict.sentences import DIVERGENCES
 
@@ -111,9 +111,11 @@ def gate_need(gate: Gate) -> str:
         return f"at {level}, which hold takes, it begins at {begins}"
     if gate["n_needed"] is None:
         return "more items would hardly make it pass"
-    clusters = gate.get("clusters")
-    if clusters is not None and clusters < FEW_CLUSTERS:
-        return f"needs {numbers.plural(FEW_CLUSTERS, 'cluster')}, has {numbers.count(clusters)}"
+    effective = gate.get("effective_clusters")
+    if effective is not None and few_clusters(effective):
+        has = numbers.count(round(effective))
+        has += "" if round(effective) == gate["clusters"] else " effective ones"
+        return f"needs {numbers.plural(FEW_CLUSTERS, 'cluster')}, has {has}"
     place = " in it" if gate.get("slice") else ""
     units = str(gate["units"])
     wanted = numbers.plural(gate["n_needed"], units.removesuffix("s"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibit.comparison.evidence import TANGO, UNITS, Evidence
-from calibit.measures.intervals import FEW_CLUSTERS, two_sided_z
+from calibit.measures.intervals import FEW_CLUSTERS, few_clusters, two_sided_z
 from calibit.measures.power import detection_z
 from calibit.measures.slice_search import SliceSearch
 from calibit.measures.slices import N_MIN
@@ -46,8 +46,8 @@ class Gate:
         n_least: items the gate needs to pass, whatever they show: of a mean over items or prompts
             30, of accuracy in a slice those that suffice where no answer changes.
         too_small: slices with fewer: they can fail the gate, and passing does not rest on them.
-        clusters: number of clusters that the items form; None where items are independent. Fewer
-            than 30 never pass.
+        clusters: number of clusters that the items form; None where items are independent.
+        effective_clusters: how many of equal size they are worth. Fewer than 30 never pass.
     """
 
     metric: str
@@ -70,11 +70,12 @@ class Gate:
     n_least: int = 0
     too_small: tuple[str, ...] = ()
     clusters: int | None = None
+    effective_clusters: float | None = None
 
     @property
     def few_clusters(self) -> bool:
         """Whether the items form too few clusters to pass."""
-        return _few(self.clusters)
+        return few_clusters(self.effective_clusters)
 
 
 def gate_of(evidence: Evidence, margin: float, *, level: float, gates: int) -> Gate:
@@ -82,7 +83,8 @@ def gate_of(evidence: Evidence, margin: float, *, level: float, gates: int) -> G
 
     Bounds of a mean need enough items for its tails to be seen: fewer than 30 never pass. A window
     of text is itself a mean of hundreds of tokens, and Tango's bounds know their number of items.
-    Fewer than 30 clusters never pass either, whatever the metric: their spread is uncertain.
+    Fewer than 30 effective clusters never pass either, whatever the metric: their spread is
+    uncertain.
 
     Args:
         evidence: the damage with its bounds.
@@ -94,13 +96,13 @@ def gate_of(evidence: Evidence, margin: float, *, level: float, gates: int) -> G
     plain, strict = evidence.at(level), evidence.at(strict_level)
     n_least = 0 if evidence.method == TANGO or evidence.units == "windows" else N_MIN
     state = PASS if plain[1] < margin else FAIL if strict[0] > margin else OPEN
-    if state == PASS and (evidence.n < n_least or _few(evidence.clusters)):
+    if state == PASS and (evidence.n < n_least or few_clusters(evidence.effective_clusters)):
         state = OPEN
     lower, upper = strict if state == FAIL else plain
     needed = None
     if state == OPEN:
         least = least_items(margin, level) if evidence.method == TANGO else n_least
-        least = max(least, _of_enough_clusters(evidence.n, evidence.clusters))
+        least = max(least, _of_enough_clusters(evidence.n, evidence.effective_clusters))
         quantile = two_sided_z(level)
         needed = _n_needed(evidence.damage, evidence.sd, margin, quantile, least=least)
     return Gate(
@@ -120,10 +122,18 @@ def gate_of(evidence: Evidence, margin: float, *, level: float, gates: int) -> G
         strict_level=strict_level,
         n_least=n_least,
         clusters=evidence.clusters,
+        effective_clusters=evidence.effective_clusters,
     )
 
 
-def slice_gate_of(search: SliceSearch, margin: float, *, level: float, gates: int) -> Gate:
+def slice_gate_of(
+    search: SliceSearch,
+    margin: float,
+    *,
+    level: float,
+    gates: int,
+    effective_clusters: float | None = None,
+) -> Gate:
     """Judge the worst slice: pass if the upper bounds of all slices are below the margin.
 
     Accuracy has a bound above 0 in a slice whose answers did not change at all. A slice whose size
@@ -135,19 +145,21 @@ def slice_gate_of(search: SliceSearch, margin: float, *, level: float, gates: in
         margin: largest acceptable damage in any slice.
         level: level of the bounds that can pass the gate.
         gates: number of gates, as in `gate_of`.
+        effective_clusters: of all items; clusters of one size where omitted.
 
     Returns:
         The gate, with the slice that decides: the largest lower bound of a failed gate, the largest
         upper bound of any other.
     """
     strict_level = corrected(level, gates)
+    effective = search.clusters if effective_clusters is None else effective_clusters
     strict = search.intervals(strict_level, all_at_once=True)
     plain = search.intervals(level, all_at_once=False)
     least = least_items(margin, level) if search.metric == "acc" else 0
     sizes = np.array([entry.n for entry in search.slices])
     judged = np.flatnonzero(sizes >= least)
     state, bounds = _slice_state(plain[1][judged], strict[0], margin), plain
-    if state == PASS and _few(search.clusters):
+    if state == PASS and few_clusters(effective):
         state = OPEN
     if state == FAIL:
         at, bounds = int(strict[0].argmax()), strict
@@ -179,6 +191,7 @@ def slice_gate_of(search: SliceSearch, margin: float, *, level: float, gates: in
         n_least=least,
         too_small=tuple(search.slices[i].name for i in np.flatnonzero(sizes < least)),
         clusters=search.clusters,
+        effective_clusters=effective,
     )
 
 
@@ -202,13 +215,9 @@ def least_items(margin: float, level: float) -> int:
     return max(1, math.floor(two_sided_z(level) ** 2 * (1.0 - margin) / margin) + 1)
 
 
-def _few(clusters: int | None) -> bool:
-    return clusters is not None and clusters < FEW_CLUSTERS
-
-
-def _of_enough_clusters(n: int, clusters: int | None) -> int:
-    """Items that form enough clusters of the size seen; 0 where there are enough."""
-    return math.ceil(n * FEW_CLUSTERS / clusters) if clusters and _few(clusters) else 0
+def _of_enough_clusters(n: int, effective: float | None) -> int:
+    """Items that form enough clusters of the sizes seen; 0 where there are enough."""
+    return math.ceil(n * FEW_CLUSTERS / effective) if effective and few_clusters(effective) else 0
 
 
 def _slice_state(upper: np.ndarray, strict_lower: np.ndarray, margin: float) -> str:

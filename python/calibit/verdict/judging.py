@@ -119,7 +119,16 @@ def _gates(comparison: Comparison, policy: Policy) -> tuple[Gate, ...]:
     for name in judged:
         margin = policy.margins[name]
         if name in sliced:
-            out.append(slice_gate_of(sliced[name], margin, level=level, gates=len(judged)))
+            overall = comparison.evidence.get(name.removeprefix(WORST))
+            out.append(
+                slice_gate_of(
+                    sliced[name],
+                    margin,
+                    level=level,
+                    gates=len(judged),
+                    effective_clusters=None if overall is None else overall.effective_clusters,
+                )
+            )
         else:
             evidence = comparison.evidence[name]
             out.append(gate_of(evidence, margin, level=level, gates=len(judged)))

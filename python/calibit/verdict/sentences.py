@@ -128,11 +128,12 @@ def _wanted(gate: Gate) -> str:
     if gate.n_needed is None:
         return "the damage seen is not below the margin, so more items are unlikely to clear it"
     place, were = " in this slice" if gate.slice else "", "was" if gate.n == 1 else "were"
-    if gate.few_clusters:
-        return (
-            f"at least {FEW_CLUSTERS} clusters are needed to pass, {gate.clusters} "
-            f"{'was' if gate.clusters == 1 else 'were'} used"
-        )
+    if gate.few_clusters and gate.effective_clusters is not None:
+        used = f"{gate.clusters} {'was' if gate.clusters == 1 else 'were'} used"
+        effective = gate.effective_clusters
+        even = round(effective) == gate.clusters
+        worth = "" if even else f", worth {effective:.1f} of one size"
+        return f"at least {FEW_CLUSTERS} clusters are needed to pass, {used}{worth}"
     if not gate.slice and gate.n < gate.n_least == gate.n_needed:
         least = _count(gate.n_least, gate.units)
         return f"at least {least} are needed to pass, {gate.n:,} {were} used"
