@@ -36,7 +36,14 @@ from calibit.measures.resampling import Resampling
 from calibit.measures.scores import Scores
 from calibit.measures.self_audit import at_chance
 from calibit.measures.slice_search import SliceSearch, worst_slice
-from calibit.measures.slices import Slices, pairs_of, quartile_slices, slices_by_key
+from calibit.measures.slices import (
+    N_MIN,
+    N_MIN_ACC,
+    Slices,
+    pairs_of,
+    quartile_slices,
+    slices_by_key,
+)
 from calibit.measures.summaries import NO_LABELS, Panel, differences, divergences, panel
 from calibit.measures.word_frequency import WordFrequencies, text_frequencies
 
@@ -145,12 +152,12 @@ def compare(
 def _searches(
     a: Panel, b: Panel, labelled: Scores, draw: Resampling, contexts: Mapping[Key, str]
 ) -> tuple[dict[str, SliceSearch], SliceSearch | None]:
-    declared = slices_by_key(slice_keys(labelled))
+    declared = slices_by_key(slice_keys(labelled), n_min=N_MIN_ACC)
     searches = slice_searches(a, b, declared, draw)
     first, second = a.statistics["conf_true"].values, b.statistics["conf_true"].values
     if first is None or second is None:
         return searches, None
-    family = _exploratory(declared, labelled, contexts)
+    family = _exploratory(declared.at_least(N_MIN), labelled, contexts)
     return searches, worst_slice(first - second, family, metric="conf_true", resampling=draw)
 
 

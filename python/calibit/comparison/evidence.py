@@ -17,7 +17,7 @@ from calibit.measures.perplexity import window_interval
 from calibit.measures.resampling import Resampling, resampled_means
 from calibit.measures.scores import Scores
 from calibit.measures.slice_search import SliceSearch, worst_slice
-from calibit.measures.slices import Slices
+from calibit.measures.slices import N_MIN, Slices
 from calibit.measures.summaries import Panel
 from calibit.measures.thresholds import accepted_at_coverage
 from calibit.measures.token_level import token_units
@@ -236,14 +236,20 @@ def per_token_evidence(
 def slice_searches(
     a: Panel, b: Panel, slices: Slices, resampling: Resampling
 ) -> dict[str, SliceSearch]:
-    """Worst-slice search of every damage in SLICED; the slices are of the labelled items."""
+    """Worst-slice search of every damage in SLICED; the slices are of the labelled items.
+
+    Means need 30 items in a slice; accuracy is searched in all that are given.
+    """
     out = {}
+    larger = slices.at_least(N_MIN)
     for metric in SLICED:
         first, second = a.statistics[metric].values, b.statistics[metric].values
         if first is not None and second is not None:
             damage = DAMAGES[metric] * (second - first)
+            right = metric == "acc"
+            family = slices if right else larger
             out[metric] = worst_slice(
-                damage, slices, metric=metric, accuracy=metric == "acc", resampling=resampling
+                damage, family, metric=metric, accuracy=right, resampling=resampling
             )
     return out
 

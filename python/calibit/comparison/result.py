@@ -201,6 +201,7 @@ def describe_search(search: SliceSearch) -> dict[str, Any]:
         "searched": len(search.slices),
         "reason": search.reason,
         "slices": [],
+        "left_out": [{"name": one.name, "n": one.n} for one in search.left_out],
     }
     if worst is None:
         return out

@@ -27,7 +27,7 @@ from calibit.measures.simultaneous import (
     sign_flip_p,
     studentised_maxima,
 )
-from calibit.measures.slices import N_MIN, Label, Slices
+from calibit.measures.slices import Label, Slices, Small
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class SliceSearch:
         level: simultaneous level of each one-sided bound.
         reason: why nothing was searched.
         clusters: number of clusters that all items form; None where items are independent.
+        left_out: slices with too few items to be searched.
     """
 
     metric: str
@@ -67,6 +68,7 @@ class SliceSearch:
     level: float
     reason: str | None = None
     clusters: int | None = None
+    left_out: tuple[Small, ...] = ()
     _bounds: BoundsMaker | None = field(default=None, repr=False)
 
     def only(self, keys: Sequence[str]) -> SliceSearch:
@@ -80,10 +82,14 @@ class SliceSearch:
         """
         names = [_called(one, keys) for one in self.slices]
         kept = [i for i, name in enumerate(names) if name is not None]
+        left = tuple(one for one in self.left_out if one.key in keys)
         if not kept or self._bounds is None:
-            return SliceSearch(self.metric, (), self.level, f"no slice of {', '.join(keys)}")
+            reason = f"no slice of {', '.join(keys)}"
+            return SliceSearch(self.metric, (), self.level, reason, left_out=left)
         chosen = tuple(replace(self.slices[i], name=str(names[i])) for i in kept)
-        return replace(self, slices=chosen, _bounds=self._bounds.take(np.array(kept)))
+        return replace(
+            self, slices=chosen, left_out=left, _bounds=self._bounds.take(np.array(kept))
+        )
 
     @property
     def worst(self) -> SliceDamage | None:
@@ -207,7 +213,8 @@ def worst_slice(
     if accuracy and not np.isin(d, (-1.0, 0.0, 1.0)).all():
         raise ValueError("[worst_slice] expected damage of accuracy in -1, 0, 1, got other values")
     if not len(slices.names):
-        return SliceSearch(metric, (), draw.level, reason=f"no slice with at least {N_MIN} items")
+        reason = f"no slice with at least {slices.n_min} items"
+        return SliceSearch(metric, (), draw.level, reason, left_out=slices.left_out)
     member = slices.member
     mean, se, size = family_moments(d[None, :], member)
     if accuracy:
@@ -222,8 +229,8 @@ def worst_slice(
         SliceDamage(labels[0].name, int(n), *map(float, rest), labels=labels)
         for labels, n, *rest in rows
     )
-    clusters = draw.cluster_count
-    return SliceSearch(metric, table, draw.level, clusters=clusters, _bounds=maker)
+    clusters, small = draw.cluster_count, slices.left_out
+    return SliceSearch(metric, table, draw.level, None, clusters, small, maker)
 
 
 @dataclass(frozen=True)

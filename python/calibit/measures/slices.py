@@ -20,6 +20,19 @@ _QUARTILES = ("quartile 1", "quartile 2", "quartile 3", "quartile 4")
 N_MIN = 30
 """Smallest slice that is searched for damage that is a mean."""
 
+N_MIN_ACC = 10
+"""Smallest slice that is searched for loss of accuracy, whose bounds hold for few items. With six
+margins and three slices, fewer than 9 items cannot show a loss above 6 points even where every
+answer is lost; each of them would widen the bounds of the others."""
+
+
+class Small(NamedTuple):
+    """A slice too small to be searched, and its number of items."""
+
+    key: str
+    name: str
+    n: int
+
 
 class Label(NamedTuple):
     """What a slice is called: its key, "lang", and its name, "lang=en"."""
@@ -37,16 +50,38 @@ class Slices:
         member: bool [S, N].
         labels: per slice the key and name of every slice that holds these items, the name shown
             first; where omitted, the key is what stands before "=" in the name.
+        left_out: slices of the family that have fewer than `n_min` items.
+        n_min: smallest slice of the family.
     """
 
     names: tuple[str, ...]
     member: np.ndarray
     labels: tuple[tuple[Label, ...], ...] = ()
+    left_out: tuple[Small, ...] = ()
+    n_min: int = N_MIN
 
     def __post_init__(self) -> None:
         if not self.labels:
             labels = tuple((Label(name.partition("=")[0], name),) for name in self.names)
             object.__setattr__(self, "labels", labels)
+
+    def at_least(self, n_min: int) -> Slices:
+        """The slices with so many items; the others are left out, by name."""
+        size = self.member.sum(axis=1)
+        kept = np.flatnonzero(size >= n_min)
+        small = [
+            Small(*label, int(n))
+            for labels, n in zip(self.labels, size, strict=True)
+            if n < n_min
+            for label in labels
+        ]
+        return Slices(
+            tuple(self.names[i] for i in kept),
+            self.member[kept],
+            tuple(self.labels[i] for i in kept),
+            (*self.left_out, *small),
+            n_min,
+        )
 
     def __add__(self, other: Slices) -> Slices:
         """Both families together; a slice that holds the same items as an earlier one becomes
@@ -68,12 +103,13 @@ def slices_by_key(values: Sequence[Mapping[str, str]], *, n_min: int = N_MIN) ->
             named.setdefault((key, str(value)), []).append(index)
     labels, rows = [], []
     for (key, value), members in sorted(named.items()):
-        if n_min <= len(members) < len(values):
+        if len(members) < len(values):
             row = np.zeros(len(values), dtype=bool)
             row[members] = True
             labels.append((Label(key, f"{key}={value}"),))
             rows.append(row)
-    return _distinct(labels, np.array(rows, dtype=bool).reshape(len(rows), len(values)))
+    every = np.array(rows, dtype=bool).reshape(len(rows), len(values))
+    return _distinct(labels, every).at_least(n_min)
 
 
 def quartile_slices(name: str, values: np.ndarray, *, n_min: int = N_MIN) -> Slices:

@@ -30,8 +30,8 @@ _SLICE_VIEWS = (
 _SLICE_CAPTION = (
     "Left of the line is loss. The intervals hold for one slice at a time: of 20 that are printed, "
     "about one misses its true value. So a change is coloured only where it is shown with bounds "
-    "that allow for having searched all slices (those with at least 30 items); the largest loss "
-    "shown so is marked."
+    "that allow for having searched all slices (those with at least 30 items, for "
+    "accuracy 10); the largest loss shown so is marked."
 )
 
 

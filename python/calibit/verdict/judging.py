@@ -21,6 +21,7 @@ from calibit.verdict.policy import WORST, Policy
 from calibit.verdict.sentences import (
     NO_SLICE,
     gate_sentence,
+    left_out_sentence,
     missing_sentence,
     small_sentence,
     unjudged_sentence,
@@ -107,6 +108,7 @@ def judge(comparison: Comparison, policy: Policy | None = None) -> Verdict:
         *passed,
         *(small_sentence(gate) for gate in gates if gate.too_small),
         *_without_slices(comparison, chosen),
+        *_left_out(comparison, chosen),
     )
     return Verdict(verdict, reasons, gates, chosen)
 
@@ -136,13 +138,18 @@ def _gates(comparison: Comparison, policy: Policy) -> tuple[Gate, ...]:
 
 
 def _searches(comparison: Comparison, policy: Policy) -> dict[str, SliceSearch]:
-    """The worst-slice searches among the slices of the policy; those without any are left out.
+    """The worst-slice searches among the slices of the policy; those without any are left out."""
+    return {name: one for name, one in _chosen(comparison, policy).items() if one.slices}
+
+
+def _chosen(comparison: Comparison, policy: Policy) -> dict[str, SliceSearch]:
+    """The worst-slice searches among the slices of the policy.
 
     Raises:
         ValueError: a slice key that no item has.
     """
     if not policy.slices:
-        return {name: one for name, one in comparison.worst_slices.items() if one.slices}
+        return dict(comparison.worst_slices)
     known = {str(row["key"]) for row in comparison.slices}
     absent = [key for key in policy.slices if key not in known]
     if absent:
@@ -150,8 +157,7 @@ def _searches(comparison: Comparison, policy: Policy) -> dict[str, SliceSearch]:
             f"[policy] expected slice keys of the items ({', '.join(sorted(known)) or 'none'}), "
             f"got {', '.join(absent)}"
         )
-    chosen = {name: one.only(policy.slices) for name, one in comparison.worst_slices.items()}
-    return {name: one for name, one in chosen.items() if one.slices}
+    return {name: one.only(policy.slices) for name, one in comparison.worst_slices.items()}
 
 
 def _missing(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> list[str]:
@@ -185,6 +191,16 @@ def _without_slices(comparison: Comparison, policy: Policy) -> list[str]:
     if not asked or missed or searched or not comparison.worst_slices:
         return []
     return [f"Slices were not judged: {NO_SLICE}."]
+
+
+def _left_out(comparison: Comparison, policy: Policy) -> list[str]:
+    """Slices that were too small to be searched, for the damages that the policy judges in them."""
+    groups: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for metric, search in _chosen(comparison, policy).items():
+        if WORST + metric in policy.margins and search.left_out:
+            small = tuple((one.name, one.n) for one in search.left_out)
+            groups.setdefault(small, []).append(metric)
+    return [left_out_sentence(metrics, small) for small, metrics in groups.items()]
 
 
 def _finite(value: float | None) -> float | None:

@@ -17,6 +17,7 @@ NO_SLICE = f"none has at least {N_MIN} items and fewer than all"
 DIVERGENCES = ("kl", "token_kl")
 """Metrics that are often far below 1: shown with significant digits."""
 
+_NAMED = 8  # slices that a sentence names
 _FALSE_ACCEPTS = "rate of false accepts at the original's threshold"
 _WORDS = {
     # metric: words, direction of damage, unit, factor, decimals
@@ -77,6 +78,18 @@ def unjudged_sentence(gate: Gate) -> str:
         f"Not judged: {words} in the worst slice: none of {gate.slices} slices has the "
         f"{gate.n_least} items that it takes to show a loss below the margin of "
         f"{factor * gate.margin:g} {unit}. {_remedy([gate.metric])}"
+    )
+
+
+def left_out_sentence(metrics: Sequence[str], slices: Sequence[tuple[str, int]]) -> str:
+    """Which slices had too few items to be searched for some damages: `slices` are names with
+    items."""
+    words = ", ".join(_WORDS[metric][0] for metric in metrics)
+    named = "; ".join(f"{name}, {_count(n, 'items')}" for name, n in slices[:_NAMED])
+    more = f"; and {len(slices) - _NAMED:,} more" if len(slices) > _NAMED else ""
+    return (
+        f"Too few items to be searched for damage of {words}: {named}{more}. Nothing is said of "
+        "them, and ship does not rest on them."
     )
 
 
