@@ -524,6 +524,19 @@ def test_shards_in_any_order_give_identical_numbers():
             assert float(after[name]) == pytest.approx(float(value), abs=1e-12), name
 
 
+def test_normalised_entropy_divides_each_item_by_its_own_ln_k():
+    """A certain pair, an even pair, an even triple, and one choice, which has no ln K."""
+    rows = [np.array([0.0, -1e3]), np.zeros(2), np.zeros(3), np.zeros(1)]
+    scores = m.Scores.from_arrays(rows)
+    found = m.summarize(scores, resampling=m.Resampling(resamples=200))["entropy_normalised"]
+    assert found.n == 3 and float(found) == pytest.approx(2 / 3, abs=1e-12)
+    assert found.lower is not None and 0.0 <= found.lower <= found.upper <= 1.0
+    moved = m.differences(m.panel(scores), m.panel(scores))["entropy_normalised"]
+    assert moved.value == 0.0 and moved.n == 3
+    alone = m.summarize(m.Scores.from_arrays([np.zeros(1)]))["entropy_normalised"]
+    assert alone.value is None and alone.reason == "no items"
+
+
 def test_summary_equals_the_single_functions_and_carries_intervals():
     pair = golden.v1()
     scores = m.Scores.from_arrays(pair.a, pair.y, rule="char")
@@ -538,6 +551,7 @@ def test_summary_equals_the_single_functions_and_carries_intervals():
         "conf": m.conf(c, resampling=draw),
         "conf_err": m.conf_err(c, r, resampling=draw),
         "nll": m.nll(scores, resampling=draw),
+        "entropy_normalised": m.entropy(scores, unit="normalised", resampling=draw),
         "brier": m.brier(scores, resampling=draw),
         "auroc": m.auroc(c, r, resampling=draw),
     }

@@ -12,7 +12,7 @@ import numpy as np
 from calibit.measures import calibration, classwise, selective, smooth
 from calibit.measures.binning import DEFAULT_BINS, bin_sums
 from calibit.measures.calibration import STATISTICS
-from calibit.measures.confidence import NO_ITEMS, means_of
+from calibit.measures.confidence import NO_ITEMS, entropy_values, means_of
 from calibit.measures.estimate import Estimate, undefined
 from calibit.measures.fidelity import jsd_values, kl_values, tv_values
 from calibit.measures.intervals import (
@@ -31,7 +31,6 @@ NO_LABELS = "no labelled items"
 _UNITS = {"nll": "nats", "entropy": "nats"}
 _LABEL_MEANS = ("acc", "conf_true", "overconfidence", "abs_gap", "brier", "brier_top1", "nll")
 _LABEL_RATIOS = ("conf_correct", "conf_err")
-_ITEM_MEANS = ("conf", "margin", "entropy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +180,7 @@ def divergences(
 RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("conf", "conf_true", "conf_err", "conf_correct"), (0.0, 1.0)),
     **dict.fromkeys(("margin", "abs_gap", "brier_top1", "auroc", "aurc"), (0.0, 1.0)),
+    "entropy_normalised": (0.0, 1.0),
     **dict.fromkeys(("jsd", "js_distance", "tv"), (0.0, 1.0)),
     **dict.fromkeys(("kl_ab", "kl_ba", "nll", "entropy"), (0.0, math.inf)),
     "brier": (0.0, 2.0),
@@ -204,6 +204,7 @@ _ORDER = (
         "overconfidence",
         "margin",
         "entropy",
+        "entropy_normalised",
         "abs_gap",
     ),
     *(
@@ -225,6 +226,8 @@ _ORDER = (
 def _item_statistics(scores: Scores, resampling: Resampling | None) -> dict[str, Statistic]:
     d = scores.distributions
     out = _means({"conf": d.confidence, "margin": d.margin, "entropy": d.entropy}, resampling)
+    several = None if resampling is None else resampling.take(d.k > 1)
+    out |= _means({"entropy_normalised": entropy_values(d, "normalised")}, several)
     count = Estimate("ties", float(d.ties), "count", d.n, "items")
     out["ties"] = Statistic(count if d.n else undefined("ties", NO_ITEMS, unit="items"))
     return out

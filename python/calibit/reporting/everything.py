@@ -27,6 +27,7 @@ _MEASURES = {
     "overconfidence": ("confidence minus accuracy", "points", _PERCENT),
     "margin": ("best minus second probability", "points", _PERCENT),
     "entropy": ("entropy", "nats", _PLAIN),
+    "entropy_normalised": ("entropy as a share of its largest, ln K", "", _PLAIN),
     "abs_gap": ("distance of confidence from right or wrong", "points", _PERCENT),
     "ece": ("ECE, bins of equal width", "points", _PERCENT),
     "ece_mass": ("ECE, bins of equal count", "points", _PERCENT),
