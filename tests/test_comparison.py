@@ -14,8 +14,10 @@ import tiny_tokenizers
 import toy_tasks
 from calibit import measures as m
 from calibit.comparison import Comparison, compare, speed_changes
+from calibit.comparison.tables import shrunken
 from calibit.evaluation import Text, evaluate
 from calibit.measures.self_audit import self_audit
+from calibit.measures.slices import slices_by_key
 from comparison_runs import MemoryRun, simulated, v1_runs
 
 QUICK = {"resamples": 300}
@@ -90,6 +92,36 @@ def test_worst_slice_of_v1(v1):
     assert set(v1.worst_slices) == {"acc", "conf_true", "nll"}
     rows = {row["name"]: row for row in worst["slices"]}
     assert len(rows) == 5 and rows["part=3"]["lower"] == pytest.approx(worst["lower"])
+
+
+def test_slices_of_v1_are_shrunken_within_their_key(v1):
+    """Q of the specification's oracle is below its degrees, so nothing but the mean is left."""
+    found = v1.to_dict()["worst_slices"]["conf_true"]["shrunken"]
+    assert found["part"]["q"] == pytest.approx(3.5786173727, abs=5e-9)
+    assert found["part"]["tau2"] == 0.0
+    wanted = {f"part={i}": pytest.approx(0.0167539559, abs=5e-9) for i in range(5)}
+    assert found["part"]["slices"] == wanted
+
+
+def test_slices_are_shrunken_only_with_standard_errors():
+    """Two keys by hand: damages 0.4 and 0 with errors 0.1 each, of which the second has none."""
+    rng = np.random.default_rng(0)
+    noise = rng.permutation(np.repeat([-1.0, 1.0], 50))
+    key = [{"lang": "en" if i < 100 else "de", "all": "x"} for i in range(200)]
+    damage = np.concatenate([0.4 + noise, noise])
+    family, few = slices_by_key(key), m.Resampling(resamples=200)
+    (own,) = shrunken(m.worst_slice(damage, family, resampling=few)).values()
+    se2 = 1 / 99  # variance 100/99 of the noise over 100 items, for both slices
+    tau2 = 0.08 - se2  # Q = 0.08 / se2, one degree, and the divisor is 1 / se2
+    left = tau2 / (tau2 + se2) * 0.2
+    assert own["tau2"] == pytest.approx(tau2) and own["mean"] == pytest.approx(0.2)
+    wanted = {"lang=en": pytest.approx(0.2 + left), "lang=de": pytest.approx(0.2 - left)}
+    assert own["slices"] == wanted
+    still = shrunken(m.worst_slice(np.zeros(200), family, resampling=few))
+    assert "no standard error" in still["lang"]["reason"]
+    passages = m.Resampling(resamples=200, clusters=np.arange(200) // 4)
+    grouped = shrunken(m.worst_slice(damage, family, resampling=passages))
+    assert "clusters" in grouped["lang"]["reason"]
 
 
 def test_bounds_of_a_search_are_of_one_kind(v1):

@@ -291,6 +291,16 @@ def test_slices_are_coloured_by_bounds_that_allow_for_the_search(made: Made) -> 
     assert [row["label"] for row in rows if row["cells"][0]["worst"]] == ["en"]
 
 
+def test_a_slice_shows_its_shrunken_change(made: Made) -> None:
+    one = json.loads(json.dumps(made[0]["candidates"][1]))
+    search = one["comparison"]["worst_slices"]["conf_true"]
+    search["shrunken"] = {"lang": {"slices": {"lang=en": 0.0123}}}
+    cells = {row["label"]: row["cells"][0] for row in tables.slices([one])[0]["rows"]}
+    assert cells["en"]["shrunken"] == "shrunken \u22121.2"
+    others = [cell["shrunken"] for label, cell in cells.items() if label != "en"]
+    assert others and not any(others)
+
+
 def test_every_worst_slice_of_the_verdict_is_named(made: Made) -> None:
     measured = view.succeeded(made[0])
     for row in tables.gates(measured):

@@ -13,6 +13,7 @@ from calibit.comparison.continuations import ParallelComparison, WorkloadCompari
 from calibit.comparison.controls import Controls
 from calibit.comparison.evidence import Evidence
 from calibit.comparison.generated import GeneratedTask
+from calibit.comparison.tables import shrunken
 from calibit.comparison.texts import TextComparison
 from calibit.measures.binning import ReliabilityBin
 from calibit.measures.estimate import Estimate, plain
@@ -190,7 +191,7 @@ def describe_search(search: SliceSearch) -> dict[str, Any]:
     """Headline of a worst-slice search: the slice with the largest lower bound of the damage.
 
     All bounds but `largest_upper` hold for all slices at once; that one is what a verdict waits
-    for.
+    for. `shrunken` holds by slice key what each slice may be expected to show on new items.
     """
     worst = search.worst
     out: dict[str, Any] = {
@@ -220,7 +221,7 @@ def describe_search(search: SliceSearch) -> dict[str, Any]:
     ]
     headline = next(row for row in rows if row["name"] == worst.name)
     out |= {key: headline[key] for key in ("n", "damage", "lower", "upper")}
-    out |= {"slice": worst.name, "slices": rows}
+    out |= {"slice": worst.name, "slices": rows, "shrunken": shrunken(search)}
     out |= {name: getattr(worst, name) for name in ("se", "p_damage", "p_contrast")}
     waited_for = search.intervals(search.level, all_at_once=False)[1]
     at = int(waited_for.argmax())

@@ -12,6 +12,9 @@ from calibit.measures.intervals import paired_share_interval
 from calibit.measures.paired import mean_difference
 from calibit.measures.resampling import Resampling
 from calibit.measures.scores import Scores
+from calibit.measures.slice_search import SliceSearch, shrink
+
+NO_SHRINKING = "its standard errors take items as independent, and these form clusters"
 
 
 def slice_keys(scores: Scores) -> tuple[Mapping[str, str], ...]:
@@ -60,3 +63,35 @@ def accuracy_change(before: np.ndarray, after: np.ndarray, resampling: Resamplin
     rw, wr, n = int(np.sum(before > after)), int(np.sum(before < after)), len(before)
     out = Estimate("d_acc", (wr - rw) / n, "difference", n, extra={"rw": rw, "wr": wr})
     return out.with_interval(paired_share_interval(before, after, resampling))
+
+
+def shrunken(search: SliceSearch) -> dict[str, dict[str, Any]]:
+    """Damages of the slices of each key shrunken towards their common mean: what a slice may be
+    expected to show on new items, where few items alone make its own mean extreme.
+
+    Slices of one key are disjoint; only those that were searched enter.
+
+    Args:
+        search: over slices of any keys.
+
+    Returns:
+        Key -> Q, tau2 (variance between slices), mean and, by name, slices of DerSimonian and Laird
+        (see `calibit.measures.slice_search.shrink`), or the reason why not; keys of a single slice
+        are left out.
+    """
+    family: dict[str, dict[str, tuple[float, float]]] = {}
+    for one in search.slices:
+        for label in one.labels:
+            family.setdefault(label.key, {})[label.name] = (one.damage, one.se)
+    return {key: _shrunken(own, search) for key, own in family.items() if len(own) > 1}
+
+
+def _shrunken(own: Mapping[str, tuple[float, float]], search: SliceSearch) -> dict[str, Any]:
+    damage, se = zip(*own.values(), strict=True)
+    if search.clusters is not None:
+        return {"reason": NO_SHRINKING}
+    if not min(se) > 0.0:
+        return {"reason": "a slice whose items all moved alike has no standard error"}
+    found = shrink(damage, se)
+    slices = dict(zip(own, found.shrunken, strict=True))
+    return {"q": found.q, "tau2": found.tau2, "mean": found.mean, "slices": slices}

@@ -31,7 +31,9 @@ _SLICE_CAPTION = (
     "Left of the line is loss. The intervals hold for one slice at a time: of 20 that are printed, "
     "about one misses its true value. So a change is coloured only where it is shown with bounds "
     "that allow for having searched all slices (those with at least 30 items, for "
-    "accuracy 10); the largest loss shown so is marked."
+    "accuracy 10); the largest loss shown so is marked. Shrunken is the change "
+    "drawn towards the mean of the slices of its key, the more the fewer its items (DerSimonian "
+    "and Laird): what to expect of the slice on new items."
 )
 
 
@@ -124,6 +126,7 @@ def _slice_rows(
         some = next(table[name] for table in found if name in table)
         cells = [
             _slice_cell(table.get(name), entry, low, high, digits, _shown(name, search))
+            | {"shrunken": _shrunken(some, search, digits)}
             for table, search in zip(found, searched, strict=True)
         ]
         head = some["key"] if some["key"] != group else ""
@@ -140,6 +143,15 @@ def _shown(name: str, search: Mapping[str, Any]) -> tuple[str, bool]:
     one = next((row for row in rows if name in (row["name"], *row.get("also", ()))), None)
     tone = view.tone(one, -1)
     return tone, tone == "worse" and one is not None and search["slice"] == one["name"]
+
+
+def _shrunken(row: Mapping[str, Any], search: Mapping[str, Any], digits: int) -> str:
+    """Change of a slice drawn towards the mean of its key; empty where there is none."""
+    family = (search.get("shrunken") or {}).get(row["key"]) or {}
+    damage = (family.get("slices") or {}).get(row["name"])
+    if damage is None:
+        return ""
+    return f"shrunken {numbers.fixed(-damage, digits=digits, scale=100, signed=True)}"
 
 
 _BOUNDS = ("lower", "upper")
