@@ -645,6 +645,28 @@ def test_the_step_of_a_ladder_that_loses_coverage_is_found():
         m.threshold_jump(np.ones((1, 5)))
 
 
+def test_a_ladder_holds_the_transferred_sets_of_every_step():
+    rng = np.random.default_rng(0)
+    z, gold = 2.0 * rng.normal(size=(300, 4)), rng.integers(0, 4, 300)
+    z[np.arange(300), gold] += 2.0
+    gold[::50] = -1  # unlabelled items enter neither
+    reference, mild, harsh = (
+        m.Scores.from_arrays(z + rng.normal(0.0, noise, z.shape), gold) for noise in (0, 0.1, 3.0)
+    )
+    found = m.conformal_ladder(reference, [mild, harsh], resampling=FEW)
+    pairs = [m.conformal_transfer(reference, one, resampling=FEW) for one in (mild, harsh)]
+    assert found.sets == (pairs[0].a, pairs[0].transfer, pairs[1].transfer)
+    assert found.quantile == pairs[0].q_a and found.n_test == pairs[0].n_test
+    coverage = [one.coverage for one in found.sets]
+    assert found.jump.steps == pytest.approx(-np.diff(coverage), abs=1e-12)
+    assert found.jump.worst == 1 and found.jump.p[1] < 0.02
+    with pytest.raises(ValueError, match=r"\[conformal_ladder\] expected at least one step"):
+        m.conformal_ladder(reference, [])
+    one = m.Scores.from_arrays(z[1:2], gold[1:2])
+    with pytest.raises(ValueError, match="expected items on both sides of the split"):
+        m.conformal_ladder(one, [one])
+
+
 # Direction -------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,25 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
 
 
+def test_candidates_of_several_bits_are_a_ladder() -> None:
+    content, points = audit_of("fp4-dq", "int8-g128", "nf4", n=240, resamples=100)
+    found = content["ladder"]
+    bits = [row["bits_per_weight"] for row in found["steps"][1:]]
+    assert found["steps"][0]["name"] == "baseline" and bits == sorted(bits, reverse=True)
+    for row in found["steps"][1:]:
+        (one,) = (c for c in content["candidates"] if c["scheme"] == row["name"])
+        transfer = one["comparison"]["controls"]["conformal"]["transfer"]
+        assert {key: row[key] for key in transfer} == transfer
+    losses = {row["name"]: row["loss"] for row in found["steps"][1:]}
+    assert losses[found["largest"]] == max(losses.values())
+    page = html.render(content, points)
+    section = text_of(page[page.index('<section id="ladder">') :].partition("</section>")[0])
+    assert "bits per weight, whole model" in section and " original " in section
+    alone, points = audit_of("nf4", n=240, resamples=100)
+    assert "fewer than two candidates" in alone["ladder"]["reason"]
+    assert '<section id="ladder">' not in html.render(alone, points)
+
+
 def test_a_temperature_at_its_bound_is_not_worth_shipping(full: dict[str, Any]) -> None:
     content = json.loads(json.dumps(full))
     gain = content["candidates"][0]["comparison"]["controls"]["recalibration"]

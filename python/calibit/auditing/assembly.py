@@ -14,6 +14,7 @@ from calibit.auditing import models
 from calibit.auditing.draws import Built
 from calibit.auditing.draws import warnings as draw_warnings
 from calibit.auditing.job import TEXT, Job
+from calibit.auditing.ladder import ladder
 from calibit.auditing.models import BASELINE, Entry
 from calibit.auditing.result import SCHEMA
 
@@ -114,6 +115,7 @@ def assemble(
         "baseline": _baseline(job, runs, comparisons),
         "candidates": candidates,
         "ablations": list(ablations),
+        "ladder": ladder(job, runs, list(comparisons)),
         "warnings": [*notes, *luck, *_warnings(job, entries, runs, records, comparisons)],
     }
     return json.loads(json.dumps(content, allow_nan=False))

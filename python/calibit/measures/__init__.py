@@ -46,7 +46,9 @@ from calibit.measures.confidence import (
     overconfidence,
 )
 from calibit.measures.conformal import (
+    ConformalLadder,
     ConformalTransfer,
+    conformal_ladder,
     conformal_transfer,
     coverage_band,
     threshold_jump,
@@ -118,6 +120,7 @@ __all__ = [
     "Ablation",
     "Attribution",
     "CalibrationGain",
+    "ConformalLadder",
     "ConformalTransfer",
     "Direction",
     "Distributions",
@@ -161,6 +164,7 @@ __all__ = [
     "conf_correct",
     "conf_err",
     "conf_true",
+    "conformal_ladder",
     "conformal_transfer",
     "coverage_band",
     "d_conf",

@@ -23,6 +23,7 @@ from calibit.measures.intervals import paired_share_interval
 from calibit.measures.paired import McNemar, mcnemar
 from calibit.measures.pairs import LabelledPair, labelled_models
 from calibit.measures.resampling import Resampling
+from calibit.measures.scores import Scores
 from calibit.measures.simultaneous import sign_flip_p
 
 ALPHA = 0.1
@@ -204,6 +205,71 @@ def threshold_jump(covered: np.ndarray, *, resampling: Resampling | None = None)
     p = sign_flip_p(lost, np.ones(lost.shape, dtype=bool), resampling or Resampling())
     means = lost.mean(axis=1)
     return ThresholdJump(tuple(means.tolist()), int(np.argmax(means)), tuple(p.tolist()))
+
+
+@dataclass(frozen=True)
+class ConformalLadder:
+    """Prediction sets of a reference and of its copies in fewer and fewer bits.
+
+    Attributes:
+        alpha: error rate asked for.
+        quantile: of the reference's calibration items; None where infinite.
+        n_calibration, n_test: items on each side of the split.
+        sets: of the reference and of every step, all at that quantile, on the test items.
+        jump: change of coverage from each of them to the next.
+    """
+
+    alpha: float
+    quantile: float | None
+    n_calibration: int
+    n_test: int
+    sets: tuple[SetFacts, ...]
+    jump: ThresholdJump
+
+
+def conformal_ladder(
+    reference: Scores,
+    steps: Sequence[Scores],
+    *,
+    alpha: float = ALPHA,
+    resampling: Resampling | None = None,
+) -> ConformalLadder:
+    """Prediction sets calibrated on the reference, used along a ladder of bits.
+
+    Items calibrate and test by fold hash, as in `conformal_transfer`.
+
+    Args:
+        reference: the items, labelled, with at least two choices each.
+        steps: the same items of the models, fewer and fewer bits.
+        alpha: error rate, in (0, 1).
+        resampling: number of sign patterns, seed and clusters.
+
+    Raises:
+        ValueError: without steps, for items that do not pair, or that are all on one side of the
+            split.
+    """
+    if not steps:
+        raise ValueError("[conformal_ladder] expected at least one step, got none")
+    pairs = [labelled_models(reference, step, op="conformal_ladder") for step in steps]
+    first = pairs[0]
+    chosen = folds_of(first.ids, 2) == 0
+    if chosen.all() or not chosen.any():
+        raise ValueError(
+            "[conformal_ladder] expected items on both sides of the split, got "
+            f"{int(chosen.sum())} of {first.n} to calibrate on"
+        )
+    test = np.flatnonzero(~chosen)
+    q = _quantile(1.0 - first.a.of(first.gold)[0][chosen], alpha)
+    models, gold = [first.a, *(pair.b for pair in pairs)], first.gold[test]
+    covered, size = zip(*(_sets(one.take(test), q, gold) for one in models), strict=True)
+    return ConformalLadder(
+        alpha,
+        None if math.isinf(q) else q,
+        int(chosen.sum()),
+        len(test),
+        tuple(_facts(c, s) for c, s in zip(covered, size, strict=True)),
+        threshold_jump(np.stack(covered), resampling=first.resampling(resampling).take(test)),
+    )
 
 
 def _rank(n: int, alpha: float) -> int:
