@@ -206,17 +206,17 @@ def test_designs_that_differ_in_two_things_only(schemes: tuple[str, ...], count:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, items and a text on disk."""
+def audit(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A design with three draws, audited on a tiny model."""
     torch.set_num_threads(1)
-    return prepare(tmp_path_factory.mktemp("ablation"))
-
-
-def test_an_audit_reports_its_design(folder: Path) -> None:
+    folder = prepare(tmp_path_factory.mktemp("ablation"))
     job = job_of(
         folder, schemes=ablating.schemes_of("g16"), calibration_tokens=64, calibration_draws=3
     )
-    audit = run_job(job, folder / "out", progress=None)
+    return run_job(job, folder / "out", progress=None)
+
+
+def test_an_audit_reports_its_design(audit: Any) -> None:
     (found,) = audit.data["ablations"]
     assert list(found["cells"].values()) == [
         "int4-g16-s32", "gptq-int4-g16-s32", "nf4-g16", "gptq-nf4-g16",
@@ -243,10 +243,8 @@ def test_an_audit_reports_its_design(folder: Path) -> None:
     assert "Ablation: int4-g16-s32 against nf4-g16, nearest against GPTQ: loss of" in text
 
 
-def test_runs_without_draws(folder: Path) -> None:
-    runs = folder / "out" / "runs"
-    if not runs.is_dir():
-        pytest.skip("needs the audit of the test before")
+def test_runs_without_draws(audit: Any) -> None:
+    runs = audit.path / "runs"
     names = ("int4-g16-s32", "gptq-int4-g16-s32", "nf4-g16", "gptq-nf4-g16")
     keys = ("uniform_nearest", "uniform_solved", "codebook_nearest", "codebook_solved")
     cells = {key: runs / name for key, name in zip(keys, names, strict=True)}
