@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import tiny_tokenizers
 import toy_tasks
 from calibit import measures as m
 from calibit.comparison import Comparison, compare, speed_changes
-from calibit.comparison.tables import shrunken
+from calibit.comparison.tables import shrunken, slice_keys
 from calibit.evaluation import Text, evaluate
 from calibit.measures.self_audit import self_audit
 from calibit.measures.slices import slices_by_key
@@ -170,7 +171,7 @@ def test_the_dictionary_describes_itself(v1):
         "bins": 15,
         "n": 500,
         "n_labelled": 500,
-        "tasks": [{"name": "t", "n": 500}],
+        "tasks": [{"name": "t", "n": 500, "n_labelled": 500}],
         "clusters": None,
         "effective_clusters": None,
         "few_clusters": False,
@@ -441,7 +442,10 @@ def test_tasks_are_slices_where_there_are_several():
     runs = [TwoTasks(s.z, s.gold) for s in scores.values()]
     result = compare(*runs, **QUICK)
     assert [row["name"] for row in result.slices] == ["task=x", "task=y"]
-    assert result.protocol["tasks"] == [{"name": "x", "n": 40}, {"name": "y", "n": 40}]
+    assert [(task["name"], task["n"]) for task in result.protocol["tasks"]] == [
+        ("x", 40),
+        ("y", 40),
+    ]
 
 
 def test_small_data_has_no_slope_and_few_groups():
@@ -625,3 +629,30 @@ def test_ratio_of_speeds_is_welchs():
     assert bare.value is None and "2 repeats" in bare.reason
     same = speed_changes(*[{"prefill_tok_s": {"values": [2.0, 2.0]}}] * 2)["prefill_tok_s"]
     assert (same.lower, same.value, same.upper) == (1.0, 1.0, 1.0)
+
+
+def test_clusters_that_the_candidate_alone_records_count():
+    runs = [MemoryRun(side.scores().z, side.scores().gold, lines=[]) for side in v1_runs()]
+    for run, group in zip(runs, (None, 100), strict=True):
+        run._lines = [
+            {"id": str(i), "task": "t", "ll": [-1.0, -2.0], "cluster": group and i // group}
+            for i in range(500)
+        ]
+    assert compare(*runs, **QUICK).protocol["clusters"] == 5
+    assert compare(*reversed(runs), **QUICK).protocol["clusters"] == 5
+
+
+def test_slices_that_the_candidate_declares_otherwise_are_told_and_those_of_the_reference_count():
+    a, b = v1_runs()
+    b._scores["slices"] = [{"part": "x"}] * 500
+    found = compare(a, b, **QUICK)
+    assert found.warnings[0].startswith("500 items have other slices in b than in a (t/0, t/1")
+    assert len(found.slices) == 5
+    b._scores["slices"] = [{}] * 500
+    assert not compare(a, b, **QUICK).warnings
+
+
+def test_the_task_is_a_slice_also_beside_a_slice_key_of_that_name():
+    scores = m.Scores.from_arrays(np.zeros((2, 2)), [0, 1], slices=[{"task": "z"}] * 2)
+    keys = slice_keys(replace(scores, tasks=("x", "y")))
+    assert [one["task"] for one in keys] == ["x", "y"]

@@ -18,6 +18,7 @@ from calibit.measures.power import n_needed
 from calibit.measures.resampling import resampled_sums
 from calibit.measures.slice_search import worst_slice
 from calibit.measures.slices import slices_by_key
+from calibit.runs import Run
 from calibit.tasks import limit, load
 from calibit.verdict import EXIT_CODES, FAIL, METRICS, OPEN, PASS, UNJUDGED, Policy, Verdict, judge
 from calibit.verdict.gates import corrected, gate_of, least_items, slice_gate_of
@@ -765,3 +766,29 @@ def test_both_ends_of_a_slices_interval_hold():
     lower, upper = search.intervals(0.95, all_at_once=False)
     half = 1.96 * float(np.std(d, ddof=1)) / 20  # 4 %: quantiles of 9,999 draws, t in place of z
     assert (d.mean() - lower[0], upper[0] - d.mean()) == pytest.approx((half, half), rel=0.06)
+
+
+def _two_tasks(n: int, unlabelled: int) -> tuple[Run, Run]:
+    """A labelled task, and one whose first items have no label and are ruined in the candidate."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(-8.0, 1.5, (2 * n, 4))
+    lines = [[], []]
+    for index, row in enumerate(z):
+        known = index < n or index >= n + unlabelled
+        for side, ll in zip(lines, (row, row if known else row[::-1]), strict=True):
+            item = {"kind": "choice", "id": str(index), "task": "ab"[index >= n], "slices": {}}
+            gold = int(row.argmax()) if known else None
+            side.append({**item, "ll": ll.tolist(), "gold": gold})
+    first, second = (Run.of({"model": {"name": "toy"}, "text": []}, side) for side in lines)
+    return first, second
+
+
+@pytest.mark.parametrize(("unlabelled", "verdict"), [(0, "ship"), (3, "ship"), (4, "inconclusive")])
+def test_unlabelled_items_of_a_task_are_not_judged_and_do_not_ship(unlabelled, verdict):
+    found = compare(*_two_tasks(300, unlabelled), **QUICK)
+    assert found.protocol["tasks"][1]["n_labelled"] == 300 - unlabelled
+    judged = judge(found)
+    assert judged.verdict == verdict
+    named = "Not judged: 4 of 300 items of b, which have no right answer."
+    assert any(reason.startswith(named) for reason in judged.reasons) == (unlabelled == 4)
+    assert judge(found, Policy({"text_nll": 0.1})).reasons[0].startswith("Not judged: NLL")

@@ -294,6 +294,9 @@ def _title(name: str, scheme: object) -> str:
 
 
 def _protocol(paired: Paired, draw: Resampling, bins: int) -> dict[str, Any]:
+    labelled = Counter(
+        task for task, known in zip(paired.a.tasks, paired.a.labelled, strict=True) if known
+    )
     return {
         "rule": paired.a.rule,
         "level": draw.level,
@@ -302,7 +305,10 @@ def _protocol(paired: Paired, draw: Resampling, bins: int) -> dict[str, Any]:
         "bins": bins,
         "n": paired.a.n,
         "n_labelled": int(paired.a.labelled.sum()),
-        "tasks": [{"name": name, "n": n} for name, n in Counter(paired.a.tasks).items()],
+        "tasks": [
+            {"name": name, "n": n, "n_labelled": labelled[name]}
+            for name, n in Counter(paired.a.tasks).items()
+        ],
         "clusters": draw.cluster_count,
         "effective_clusters": draw.effective_clusters,
         "few_clusters": few_clusters(draw.effective_clusters),

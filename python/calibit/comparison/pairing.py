@@ -115,6 +115,7 @@ def pair(a: RunLike, b: RunLike, *, rule: str, allow_partial: bool) -> Paired:
             "were left out" + (f", {different} for different prompts" if different else "")
         )
     lines_a, lines_b = (list(side.lines.values()) for side in (first, second))
+    warnings += _other_slices(*chosen)
     maps = [words for side, run in (("a", a), ("b", b)) if (words := _map_of(run.meta, side))]
     warnings += maps
     return Paired(
@@ -167,17 +168,20 @@ def cluster_labels(paired: Paired, by: str | None) -> np.ndarray | None:
     Args:
         paired: the items.
         by: a slice key or a field of the item lines whose values name clusters; items without one
-            are clusters of their own. None takes the field `cluster`, which some tasks write.
+            are clusters of their own. None takes the field `cluster`, which some tasks write. The
+            reference's values count; where it has none, the candidate's.
 
     Raises:
         ValueError: if no item has the key named.
     """
-    lines = {(str(line["task"]), str(line["id"])): line for line in paired.lines_a}
     wanted = CLUSTER_FIELD if by is None else by
+    first, second = (
+        _values(scores, lines, wanted)
+        for scores, lines in ((paired.a, paired.lines_a), (paired.b, paired.lines_b))
+    )
     labels: list[tuple[str, ...]] = []
-    for key, slices in zip(paired.a.keys, paired.a.slices, strict=True):
-        value = slices.get(wanted, lines.get(key, {}).get(wanted))
-        labels.append(("item", *key) if value is None else ("cluster", key[0], str(value)))
+    for key, value in zip(paired.a.keys, _held(first) or second, strict=True):
+        labels.append(("item", *key) if value is None else ("cluster", key[0], value))
     found = cluster_index(labels, paired.a.n)
     if by is not None and paired.a.n and all(label[0] == "item" for label in labels):
         known = sorted({name for slices in paired.a.slices for name in slices})
@@ -186,6 +190,29 @@ def cluster_labels(paired: Paired, by: str | None) -> np.ndarray | None:
             f"{', '.join(known) or 'none'}"
         )
     return found if len(found) and found.max() + 1 < len(found) else None
+
+
+def _other_slices(a: Scores, b: Scores) -> list[str]:
+    """That b declares other slices; an imported run declares none, and says nothing against a."""
+    pairs = zip(a.keys, a.slices, b.slices, strict=True)
+    told = [key for key, own, other in pairs if other and own != other]
+    if not told:
+        return []
+    return [f"{len(told)} items have other slices in b than in a{_names(told)}: those of a count"]
+
+
+def _held(values: list[str | None]) -> list[str | None]:
+    return values if any(value is not None for value in values) else []
+
+
+def _values(scores: Scores, lines: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
+    """Value of a slice key or line field of every item, as text; None where it has none."""
+    known = by_key(lines)
+    found = [
+        slices.get(name, known.get(key, {}).get(name))
+        for key, slices in zip(scores.keys, scores.slices, strict=True)
+    ]
+    return [None if value is None else str(value) for value in found]
 
 
 def _side(run: RunLike, rule: str) -> Side:

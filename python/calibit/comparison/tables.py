@@ -22,7 +22,7 @@ def slice_keys(scores: Scores) -> tuple[Mapping[str, str], ...]:
     if len(set(scores.tasks)) < 2:
         return scores.slices
     return tuple(
-        {"task": task, **item} for task, item in zip(scores.tasks, scores.slices, strict=True)
+        {**item, "task": task} for task, item in zip(scores.tasks, scores.slices, strict=True)
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from calibit.verdict.gates import FAIL, OPEN, PASS, UNJUDGED, Gate, gate_of, slice_gate_of
-from calibit.verdict.policy import WORST, Policy
+from calibit.verdict.policy import LABELLED, WORST, Policy
 from calibit.verdict.sentences import (
     NO_SLICE,
     gate_sentence,
@@ -25,6 +25,7 @@ from calibit.verdict.sentences import (
     missing_sentence,
     small_sentence,
     unjudged_sentence,
+    unlabelled_sentence,
     unsearched_sentence,
 )
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 SHIP, HOLD, INCONCLUSIVE = "ship", "hold", "inconclusive"
 EXIT_CODES: Mapping[str, int] = {SHIP: 0, HOLD: 1, INCONCLUSIVE: 2}
+
+MOST_UNLABELLED = 0.01
+"""Largest share of a task's items without a right answer beside which anything ships."""
 
 
 @dataclass(frozen=True)
@@ -176,11 +180,23 @@ def _missing(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> l
         found.append(missing_sentence(overall, labelled=labelled, known=known))
     if unsearched:
         found.append(unsearched_sentence(unsearched))
+    found += _unlabelled(comparison, policy)
     unjudged = [gate for gate in gates if gate.state == UNJUDGED]
     found += [unjudged_sentence(gate) for gate in unjudged if gate.metric in policy.required]
     if not found and len(unjudged) == len(gates):
         found.append("Nothing was judged: the runs hold nothing that the policy asks for.")
     return found
+
+
+def _unlabelled(comparison: Comparison, policy: Policy) -> list[str]:
+    """What became of items without a right answer no metric of labels says; they may be ruined."""
+    asked = any(name.removeprefix(WORST) in LABELLED for name in policy.required)
+    protocol = comparison.protocol
+    if not asked or not protocol["n_labelled"]:
+        return []
+    tasks = [(str(task["name"]), task["n"], task["n_labelled"]) for task in protocol["tasks"]]
+    blind = [one for one in tasks if one[1] - one[2] > MOST_UNLABELLED * one[1]]
+    return [unlabelled_sentence(blind)] if blind else []
 
 
 def _without_slices(comparison: Comparison, policy: Policy) -> list[str]:

@@ -99,6 +99,18 @@ def unsearched_sentence(metrics: Sequence[str]) -> str:
     return f"Not judged: {names} in the worst slice: of slices {NO_SLICE}. {_remedy(metrics)}"
 
 
+def unlabelled_sentence(tasks: Sequence[tuple[str, int, int]]) -> str:
+    """That items have no right answer, and what to do: `tasks` are names, items, labelled items."""
+    named = ", ".join(
+        f"{n - known:,} of {n:,} items of {name}" for name, n, known in tasks[:_NAMED]
+    )
+    more = f" and of {len(tasks) - _NAMED:,} more tasks" if len(tasks) > _NAMED else ""
+    return (
+        f"Not judged: {named}{more}, which have no right answer. Label them, or leave them out of "
+        "both runs."
+    )
+
+
 def _remedy(metrics: Sequence[str]) -> str:
     return f"Measure more items in each slice, or take {', '.join(metrics)} out of the policy."
 
