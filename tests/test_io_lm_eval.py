@@ -375,6 +375,67 @@ def test_hostile_lines_are_refused_with_file_and_line(tmp_path, case):
     assert str(error.value).startswith("[lm_eval] ") and file.name in str(error.value)
 
 
+WRONG_VALUES = {
+    "resps null": ({"resps": None}, "line 2: expected resps to hold the answers"),
+    "arguments null": ({"arguments": None}, "line 2: expected arguments to hold the requests"),
+    "request names": ({"arguments": {"x": {"arg_0": "a"}}}, "line 2: expected requests gen_args_0"),
+    "doc_id true": ({"doc_id": True}, "line 2: expected doc_id as a number, got True"),
+    "one filtered": ({"filter": "maj"}, "line 2: expected filter 'none' for every document"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_VALUES)
+def test_values_of_another_kind_are_refused_with_file_and_line(tmp_path, case):
+    change, message = WRONG_VALUES[case]
+    folder = write(tmp_path / "out", "0.4.8", {"arc_easy": arc()})
+    lines = stored(folder)
+    rewrite(folder, "arc_easy", [lines[0], {**lines[1], **change}, *lines[2:]])
+    with pytest.raises(ValueError, match=message):
+        read_lm_eval(folder)
+
+
+@pytest.mark.parametrize("section", ["config", "configs", "versions", "results", "n-shot"])
+def test_results_of_another_kind_are_refused_with_the_file(tmp_path, section):
+    folder = write(tmp_path / "out", "0.4.8", {"arc_easy": arc()}, results={section: "x"})
+    with pytest.raises(ValueError, match=rf"results_{TIME}.json: expected {section} to be a JSON"):
+        read_lm_eval(folder)
+
+
+def test_results_that_are_no_object_are_refused(tmp_path):
+    folder = write(tmp_path / "out", "0.4.8", {"arc_easy": arc()})
+    (folder / f"results_{TIME}.json").write_text("[]")
+    with pytest.raises(ValueError, match="expected its content to be a JSON object"):
+        read_lm_eval(folder)
+
+
+def test_documents_that_the_results_count_and_the_samples_lack_are_told(tmp_path):
+    counts = {"n-samples": {"arc_easy": {"original": 9, "effective": 6}}}
+    folder = write(tmp_path / "out", "0.4.8", {"arc_easy": arc()}, results=counts)
+    assert not read_lm_eval(folder).meta["notes"]
+    rewrite(folder, "arc_easy", stored(folder)[:-1])
+    (note,) = read_lm_eval(folder).meta["notes"]
+    assert note.startswith("arc_easy: samples_arc_easy_") and "5 documents, its results" in note
+
+
+def test_a_choice_named_true_is_no_number(tmp_path):
+    one = Doc({}, "Is it?", ["true", "false"], 0, [-1.0, -2.0])
+    folder = write(tmp_path / "out", "0.4.8", {"mine": [one]})
+    rewrite(folder, "mine", [{**stored(folder, "mine")[0], "target": "true"}])
+    assert [item["gold"] for item in read_lm_eval(folder).items()] == [0]
+
+
+def test_requests_whose_keys_were_sorted_otherwise(tmp_path):
+    folder = write(tmp_path / "out", "0.4.8", {"arc_easy": arc()})
+    lines = stored(folder)
+    for one in lines:
+        named = one["arguments"].items()
+        one["arguments"] = {key: dict(reversed(value.items())) for key, value in named}
+    rewrite(folder, "arc_easy", lines)
+    assert [doc["choices"] for doc in read_lm_eval(folder).docs()] == [
+        list(one.choices) for one in arc()
+    ]
+
+
 def test_too_few_answers_are_refused(tmp_path):
     folder = write(tmp_path / "out", "0.4.8", {"arc_easy": arc(1)})
     (one,) = stored(folder)

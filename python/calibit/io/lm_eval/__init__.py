@@ -43,6 +43,9 @@ def read_lm_eval(path: str | Path) -> Run:
         read = write_out.read if output.layout == "write_out" else samples.read
         own, note = read(file, task, output.config(task))
         found += own
+        stated = output.documents(task)
+        if not note and stated is not None and stated != len(own):
+            note = f"{task}: {file.name} holds {len(own)} documents, its results state {stated}"
         notes += [note] if note else []
     if not found:
         raise ValueError(

@@ -17,6 +17,7 @@ _TIME = r"(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)"
 _SAMPLES = re.compile(rf"samples_(?P<task>.+)_{_TIME}\.jsonl")
 _RESULTS = re.compile(rf".+_{_TIME}\.json")
 _WRITE_OUT = "_write_out_info.json"
+_SECTIONS = ("results", "config", "configs", "versions", "n-shot", "n-samples")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class Output:
             if own is not None:
                 return own
         return {}
+
+    def documents(self, task: str) -> int | None:
+        """How many documents of a task the results state, where they do."""
+        for content in self.results:
+            own = (content.get("n-samples") or {}).get(task)
+            if isinstance(own, dict) and isinstance(own.get("effective"), int):
+                return own["effective"]
+        return None
 
 
 def is_output(path: Path) -> bool:
@@ -87,12 +96,12 @@ def _locate(folder: Path, only: Path | None) -> Output:
     if modern:
         times = {found["time"] for found, _ in modern}
         stamped = [(found["time"], file) for file, found in _matching(folder, _RESULTS)]
-        results = [read_json(file) for time, file in stamped if time in times]
+        results = [_read_results(file) for time, file in stamped if time in times]
         return _output(folder, "lines", [(found["task"], file) for found, file in modern], results)
     written = [(file.name.removesuffix(_WRITE_OUT), file) for file in folder.glob(f"*{_WRITE_OUT}")]
     results = [only] if only is not None else sorted(folder.glob("*.json"))
     contents = [
-        content
+        _read_results(file)
         for file in results
         if not file.name.endswith(_WRITE_OUT)
         and isinstance(content := read_json(file), dict)
@@ -107,6 +116,20 @@ def _locate(folder: Path, only: Path | None) -> Output:
         f"[lm_eval] expected results of each item in {folder}, got totals only; evaluate again "
         "with --log_samples (2023: --write_out)"
     )
+
+
+def _read_results(file: Path) -> Mapping[str, Any]:
+    """The content of a results file, with the sections that hold something: all are objects."""
+    content = read_json(file)
+    wrong = [] if isinstance(content, dict) else ["its content"]
+    for name in () if wrong else _SECTIONS:
+        wrong += [name] if not isinstance(content.get(name) or {}, dict) else []
+    if wrong:
+        raise ValueError(
+            f"[lm_eval] {file}: expected {wrong[0]} to be a JSON object, got another kind of "
+            "value; the file was changed: evaluate again"
+        )
+    return {key: value for key, value in content.items() if value or key not in _SECTIONS}
 
 
 def _output(
@@ -125,7 +148,7 @@ def _output(
 
 def _arrays(folder: Path, results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Path]]:
     """Files of 0.4.0 to 0.4.2; the end of a name that is a task of the results, longest first."""
-    known = {task for content in results for task in content["results"]}
+    known = {task for content in results for task in content.get("results", ())}
     for file in sorted(folder.glob("*.jsonl")):
         tasks = [task for task in known if file.stem == task or file.stem.endswith(f"_{task}")]
         if tasks:

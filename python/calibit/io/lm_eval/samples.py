@@ -18,6 +18,7 @@ _UNFILTERED = "none"
 _MUTUAL = "acc_mutual_info"
 
 Request = tuple[str, str]  # context, continuation
+Line = Mapping[str, Any]
 
 
 def read(file: Path, task: str, config: Mapping[str, Any]) -> tuple[list[Sample], str | None]:
@@ -35,10 +36,13 @@ def read(file: Path, task: str, config: Mapping[str, Any]) -> tuple[list[Sample]
         ValueError: for a line that cannot be read, or a repeated document.
     """
     lines = list(_lines(file))
+    if not lines:
+        return [], f"{task}: left out, its file is empty"
     used = [(where, line) for where, line in lines if line.get("filter", "none") == _UNFILTERED]
     if not used:
         names = sorted({str(line.get("filter")) for _, line in lines})
-        return [], f"{task}: left out, its answers were filtered ({', '.join(names) or 'empty'})"
+        return [], f"{task}: left out, its answers were filtered ({', '.join(names)})"
+    _check_unfiltered(file, lines, used)
     if any(_number(line.get("acc")) not in (0.0, 1.0, None) for _, line in used):
         return [], f"{task}: left out, its accuracy is a share of each item"
     delimiter = str(config.get("target_delimiter", " "))
@@ -57,6 +61,19 @@ def read(file: Path, task: str, config: Mapping[str, Any]) -> tuple[list[Sample]
         check_recorded(file, sample.doc_id, sample.ll, sample.gold, _number(line.get("acc")))
         found.append(sample)
     return in_order(found, file), None
+
+
+def _check_unfiltered(
+    file: Path, lines: Sequence[tuple[str, Line]], used: Sequence[tuple[str, Line]]
+) -> None:
+    """Raises: where a document has filtered answers only, and would be lost among the others."""
+    held = {str(line["doc_id"]) for _, line in used}
+    lost = [where for where, line in lines if str(line["doc_id"]) not in held]
+    if lost:
+        raise ValueError(
+            f"[lm_eval] {lost[0]}: expected filter {_UNFILTERED!r} for every document of {file}, "
+            f"got {len(lost)} lines of documents without: the file was changed; evaluate again"
+        )
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -89,6 +106,12 @@ def _checked(content: Any, where: str) -> tuple[str, Mapping[str, Any]]:
             f"[lm_eval] {where}: expected a sample with {', '.join(wanted)}, got none of "
             f"{', '.join(missing)}"
         )
+    for key, kinds, words in (("arguments", (dict, list), "requests"), ("resps", list, "answers")):
+        if not isinstance(content[key], kinds):
+            raise ValueError(
+                f"[lm_eval] {where}: expected {key} to hold the {words} of a sample, got "
+                f"{_short(repr(content[key]).encode())}"
+            )
     return where, content
 
 
@@ -96,7 +119,8 @@ def _requests(line: Mapping[str, Any], where: str) -> list[Request] | None:
     """(context, continuation) of each request; None where they are no such pairs."""
     given = line["arguments"]
     if isinstance(given, dict):
-        given = [list(one.values()) for _, one in sorted(given.items(), key=_request_number)]
+        named = sorted(given.items(), key=lambda one: _request_number(one[0], where))
+        given = [_in_order(one) for _, one in named]
     pairs = [tuple(one) for one in given if isinstance(one, (list, tuple))]
     if len(pairs) != len(given) or not all(
         len(one) == 2 and all(isinstance(text, str) for text in one) for one in pairs
@@ -110,8 +134,19 @@ def _requests(line: Mapping[str, Any], where: str) -> list[Request] | None:
     return pairs
 
 
-def _request_number(named: tuple[str, Any]) -> int:
-    return int(named[0].rpartition("_")[2])
+def _request_number(name: str, where: str) -> int:
+    number = name.rpartition("_")[2]
+    if not number.isdecimal():
+        raise ValueError(f"[lm_eval] {where}: expected requests gen_args_0, ..., got {name!r}")
+    return int(number)
+
+
+def _in_order(request: Any) -> Any:
+    """The arguments of a request by their number: a tool may have written its keys in another
+    order."""
+    if isinstance(request, dict):
+        return [value for _, value in sorted(request.items())]
+    return request
 
 
 def _sample(
@@ -125,7 +160,7 @@ def _sample(
     answers = [_answer(one, where) for one in line["resps"]]
     k = len(requests)
     unconditional = None
-    if _MUTUAL in line.get("metrics", ()) or _MUTUAL in line:
+    if _MUTUAL in (line.get("metrics") or ()) or _MUTUAL in line:
         k //= 2
         alone = requests[k:]
         if len(alone) != k or any(context for context, _ in alone):
@@ -165,7 +200,7 @@ def _answer(repeats: Any, where: str) -> tuple[float, bool]:
 
 
 def _doc_id(line: Mapping[str, Any], where: str) -> int:
-    if not isinstance(line["doc_id"], int):
+    if not isinstance(line["doc_id"], int) or isinstance(line["doc_id"], bool):
         raise ValueError(f"[lm_eval] {where}: expected doc_id as a number, got {line['doc_id']!r}")
     return line["doc_id"]
 
@@ -178,6 +213,8 @@ def _gold(line: Mapping[str, Any]) -> int | str | list[Any] | None:
             target = json.loads(target)
         except ValueError:
             return target
+    if isinstance(target, bool):  # the text "true": an answer, and no number
+        return str(line["target"])
     return target if isinstance(target, (int, str, list)) else str(target)
 
 

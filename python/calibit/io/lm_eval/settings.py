@@ -76,6 +76,10 @@ def model_arguments(results: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(given, str):
         pairs = (part.partition("=") for part in given.split(",") if part)
         return {key.strip(): value.strip() for key, _, value in pairs}
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"[lm_eval] expected model_args of a results file as text or object, got {given!r}"
+        )
     return {str(key): str(value) for key, value in given.items()}
 
 

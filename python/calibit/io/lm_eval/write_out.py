@@ -46,6 +46,8 @@ def read(file: Path, task: str, config: Mapping[str, Any]) -> tuple[list[Sample]
         prompts, ll = _numbered(entry, "prompt", where), _numbered(entry, "logit", where)
         if len(prompts) < 2 or len(prompts) != len(ll):
             return [], f"{task}: left out, it is not multiple choice"
+        if not all(isinstance(one, str) for one in prompts):
+            raise ValueError(f"[lm_eval] {where}: expected texts as prompt_i, got {prompts}")
         if not all(isinstance(one, (int, float)) for one in ll):
             raise ValueError(f"[lm_eval] {where}: expected numbers as logit_i, got {ll}")
         order = (1, 0) if task == "boolq" else range(len(prompts))  # 2023: yes, no
