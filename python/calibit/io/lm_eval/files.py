@@ -99,10 +99,10 @@ def _locate(folder: Path, only: Path | None) -> Output:
         results = [_read_results(file) for time, file in stamped if time in times]
         return _output(folder, "lines", [(found["task"], file) for found, file in modern], results)
     written = [(file.name.removesuffix(_WRITE_OUT), file) for file in folder.glob(f"*{_WRITE_OUT}")]
-    results = [only] if only is not None else sorted(folder.glob("*.json"))
+    totals = [only] if only is not None else sorted(folder.glob("*.json"))
     contents = [
         _read_results(file)
-        for file in results
+        for file in totals
         if not file.name.endswith(_WRITE_OUT)
         and isinstance(content := read_json(file), dict)
         and "results" in content
