@@ -178,6 +178,15 @@ def test_kept_text_is_read_back(tmp_path: Path, model: Any, tokenizer: Any) -> N
         kept_text.read(file)
 
 
+def test_kept_text_may_hold_any_character(tmp_path: Path) -> None:
+    """Among them those at which str.splitlines splits and JSON does not."""
+    made = calibration_text.Calibration((torch.arange(4),), "self")
+    odd = SimpleNamespace(decode=lambda _: "a\u2028b\x85c\u2029d\x0ce")
+    file = tmp_path / "text.jsonl"
+    kept_text.kept(file, lambda: made, odd)
+    assert kept_text.read(file).sha256 == made.sha256
+
+
 def test_a_model_in_memory(tokenizer: Any) -> None:
     told: list[tuple[int, int, str]] = []
     options = {"calibration": "self", "calibration_tokens": 128, "tokenizer": tokenizer}

@@ -61,6 +61,15 @@ def test_jsonl_that_is_refused(tmp_path: Path, content: str | bytes, message: st
         documents.read(file)
 
 
+def test_lines_of_jsonl_end_at_line_ends_only(tmp_path: Path) -> None:
+    """Strings of JSON may hold U+0085, U+2028 and U+2029, where str.splitlines splits."""
+    file = tmp_path / "texts.jsonl"
+    texts = ["a\u2028b", "c\x85d", "e\u2029f"]
+    rows = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    file.write_bytes("\r\n".join(rows).encode())
+    assert documents.read(file)[0] == texts
+
+
 def test_a_name_that_is_nothing() -> None:
     with pytest.raises(
         FileNotFoundError, match=r"'pydoc', 'c4', 'self', 'hub:NAME' or a text file"

@@ -145,6 +145,18 @@ def test_generation_settings_survive(tmp_path: Path) -> None:
     assert native.load(tmp_path / "model").generation_config.max_new_tokens == 7
 
 
+def test_a_codebook_file_is_not_needed_again(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("-1 -0.4 0.1 1")
+    model = tiny_models.build("llama")
+    quantize_model(model, f"{book}-g16")
+    native.save(model, tmp_path / "model")
+    book.unlink()
+    again = calibit.load_model(tmp_path / "model")
+    ids = tiny_models.tokens()
+    assert torch.equal(tiny_models.logits(again, ids), tiny_models.logits(model, ids))
+
+
 def test_is_checkpoint(tmp_path: Path) -> None:
     saved(tmp_path / "quantized")
     tiny_models.build("llama").save_pretrained(tmp_path / "float")

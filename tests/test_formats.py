@@ -98,9 +98,32 @@ def test_codebook_file_is_a_format(tmp_path) -> None:
     assert (reference.unstream(q.codes.numpy(), 70, 3) == want.codes).all()
 
 
+def test_codebook_file_is_read_once(tmp_path) -> None:
+    """What was quantized with it does not need it any longer."""
+    path = tmp_path / "book.txt"
+    path.write_text("-1 -0.3 0.1 1")
+    w = np.random.default_rng(0).normal(size=(5, 70)).astype(np.float32)
+    q = calibit.quantize(w, f"{path}-g32")
+    layer = calibit.QuantizedLinear.from_weight(q)
+    want = q.dequantize()
+    stored, scheme = q.tensors(), str(q.scheme)
+    for change in (lambda: path.write_text("0 1"), path.unlink):
+        change()
+        assert q.scheme.bits == 2 and (q.dequantize() == want).all()
+        assert (layer.quantized_weight().dequantize() == want).all()
+        again = calibit.QuantizedWeight.from_tensors(stored, scheme=scheme, shape=(5, 70))
+        assert again.scheme == q.scheme and (again.dequantize() == want).all()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("1 2 3", "2, 4, 8 or 16"), ("1 x", "expected numbers"), ("0 1 1 2", "distinct")],
+    [
+        ("1 2 3", "2, 4, 8 or 16"),
+        ("1 x", "expected numbers"),
+        ("0 1 1 2", "distinct"),
+        ("0 1 1e-46 2", "distinct"),  # 0 in float32
+        ("0 1 1e39 2", "finite"),  # Inf in float32
+    ],
 )
 def test_codebook_file_refuses(tmp_path, content: str, message: str) -> None:
     path = tmp_path / "book.txt"

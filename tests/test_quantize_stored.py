@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -210,6 +211,77 @@ def test_work_of_another_job_is_not_taken(tmp_path: Path, ids) -> None:
         with pytest.raises(RuntimeError, match=r"another model, scheme or calibration: remove"):
             quantize_checkpoint(source, scheme, out, calibration=text)
     assert len(list(unfinished(out).glob("block-*"))) == 1  # and nothing of it was lost
+
+
+def test_work_with_another_codebook_is_not_taken(tmp_path: Path, ids) -> None:
+    """The scheme has the same words, the file behind them other values."""
+    source, out, book = source_of("llama", tmp_path), tmp_path / "out", tmp_path / "book.txt"
+    book.write_text("-1 -0.5 0 1")
+    with pytest.raises(Stopped):
+        quantize_checkpoint(source, f"gptq-{book}", out, calibration=ids, progress=stop_after(8))
+    book.write_text("-1 0 0.5 1")
+    with pytest.raises(RuntimeError, match=r"another model, scheme or calibration: remove"):
+        quantize_checkpoint(source, f"gptq-{book}", out, calibration=ids)
+    book.write_text("-1 -0.5 0 1 # as it was")
+    quantize_checkpoint(source, f"gptq-{book}", out, calibration=ids)
+    assert out.is_dir() and not unfinished(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "block-model.layers.0.safetensors",
+            r"finished block in '.*0\.safetensors', got a damaged",
+        ),
+        (
+            "job.json",
+            r"expected JSON in '.*job\.json', got .* remove the folder '\.out\.unfinished'",
+        ),
+    ],
+)
+def test_damaged_work_is_named(tmp_path: Path, ids, name: str, message: str) -> None:
+    source, out = source_of("llama", tmp_path), tmp_path / "out"
+    with pytest.raises(Stopped):
+        quantize_checkpoint(source, "gptq-int4-g16", out, calibration=ids, progress=stop_after(8))
+    file = unfinished(out) / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:40])
+    with pytest.raises(ValueError, match=message):
+        quantize_checkpoint(source, "gptq-int4-g16", out, calibration=ids)
+    file.write_bytes(whole)
+    quantize_checkpoint(source, "gptq-int4-g16", out, calibration=ids)
+
+
+def test_files_are_readable_for_whom_the_others_are(tmp_path: Path) -> None:
+    """safetensors leaves files that only their owner may read."""
+    before = os.umask(0o027)
+    try:
+        quantize_checkpoint(source_of("llama", tmp_path), "nf4", tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == 0o640
+
+
+def test_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    source = source_of("llama", tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"\[save\] cannot write '.*\.part'.*File too large"):
+            quantize_checkpoint(source, "int8", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handled)
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+
+
+def test_a_link_that_leads_nowhere_is_no_new_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError, match=r"\[quantize\] expected a new folder"):
+        quantize_checkpoint(source_of("llama", tmp_path), "nf4", tmp_path / "out")
 
 
 def test_a_job_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from calibit.registry import Format, formats
 
@@ -59,12 +62,15 @@ class Scheme:
         format: name in the registry, path of a codebook file, or ``fp32``, ``bf16``, ``fp16``.
         group: weights along a row that share a scale; 0 = the row, -1 = the whole tensor.
         options: subset of `OPTIONS`.
+        codebook: the values of a codebook file as they were when it was read; None for built-in
+            formats.
     """
 
     solver: str
     format: str
     group: int
     options: frozenset[str] = frozenset()
+    codebook: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
         options = [option for option in OPTIONS if option in self.options]
@@ -111,7 +117,11 @@ class Scheme:
         if self.is_float:
             raise ValueError(f"[scheme] expected a quantized format, got {self.format}")
         known = formats().get(self.format)
-        return known if known is not None else read_codebook(self.format)
+        if known is not None:
+            return known
+        if self.codebook is None:
+            return read_codebook(self.format)
+        return _codebook_format(self.format, self.codebook)
 
     @property
     def scale_type(self) -> str:
@@ -131,11 +141,13 @@ def known_tokens() -> list[str]:
     return [*words, "<codebook file>.txt"]
 
 
-def parse(text: str | Scheme) -> Scheme:
+def parse(text: str | Scheme, *, codebook: Sequence[float] | None = None) -> Scheme:
     """The scheme a string stands for.
 
     Args:
         text: scheme string, case-insensitive; or a Scheme, returned as it is.
+        codebook: the values of the codebook file, if the string names one, where a checkpoint holds
+            them: the file, which may have changed or be on another machine, is not read then.
 
     Returns:
         The scheme, with the format's default group filled in.
@@ -155,9 +167,9 @@ def parse(text: str | Scheme) -> Scheme:
         raise TypeError(
             f"[scheme] expected a string such as 'nf4' or a Scheme, got {type(text).__name__}"
         )
-    codebook, tokens = _split(_spelled_out(text))
+    file, tokens = _split(_spelled_out(text))
     _check_tokens(tokens, text)
-    found: dict[str, list[str]] = {"solver": [], "format": codebook, "group": [], "option": []}
+    found: dict[str, list[str]] = {"solver": [], "format": [*file], "group": [], "option": []}
     for token in tokens:
         found[_kind(token, text)].append(token)
     if {"asym", "fzero"} <= set(found["option"]):
@@ -170,9 +182,10 @@ def parse(text: str | Scheme) -> Scheme:
             f"[scheme] expected a format in '{text}', one of: {', '.join([*formats(), *FLOATS])}"
         )
     solver = found["solver"][0] if found["solver"] else "nearest"
-    scheme = Scheme(solver, found["format"][0], 0, frozenset(found["option"]))
+    values = _values(file[0], codebook) if file else None
+    scheme = Scheme(solver, found["format"][0], 0, frozenset(found["option"]), values)
     group = _group(found["group"][0]) if found["group"] else _default_group(scheme)
-    scheme = Scheme(scheme.solver, scheme.format, group, scheme.options)
+    scheme = replace(scheme, group=group)
     _check(scheme, text, bool(found["group"]))
     return scheme
 
@@ -201,11 +214,27 @@ def read_codebook(path: str) -> Format:
         values = tuple(float(w) for w in words)
     except ValueError as error:
         raise ValueError(f"[codebook] expected numbers in '{path}', got: {error}") from None
+    return _codebook_format(path, values)
+
+
+def _codebook_format(path: str, values: Sequence[float]) -> Format:
+    """The format of a codebook file with these values; they are checked as float32 holds them."""
     if len(values) not in (2, 4, 8, 16):
         raise ValueError(f"[codebook] expected 2, 4, 8 or 16 values in '{path}', got {len(values)}")
-    if not all(math.isfinite(v) for v in values) or len(set(values)) != len(values):
-        raise ValueError(f"[codebook] expected finite, distinct values in '{path}', got {values}")
-    return Format(path, len(values).bit_length() - 1, 64, "f32", values)
+    with np.errstate(over="ignore"):
+        held = tuple(float(np.float32(value)) for value in values)
+    if not all(math.isfinite(v) for v in held) or len(set(held)) != len(held):
+        raise ValueError(
+            f"[codebook] expected finite, distinct values in '{path}', as float32 holds them, got "
+            f"{tuple(values)}"
+        )
+    return Format(path, len(held).bit_length() - 1, 64, "f32", held)
+
+
+def _values(path: str, given: Sequence[float] | None) -> tuple[float, ...] | None:
+    """The values of a codebook file: those given, else those in the file."""
+    found = read_codebook(path) if given is None else _codebook_format(path, given)
+    return found.codebook
 
 
 def _spelled_out(text: str) -> str:

@@ -94,11 +94,14 @@ class QuantizedWeight:
     ) -> QuantizedWeight:
         """The weight whose `tensors()` these are.
 
+        A codebook file that the scheme names as a string is not read: its values are in `tensors`.
+
         Raises:
             ValueError: a name that is missing, unknown or does not belong to the scheme, or a
                 tensor of the wrong shape or dtype.
         """
-        scheme = parse(scheme)
+        book = tensors.get("codebook")
+        scheme = parse(scheme, codebook=None if book is None else book.flatten().tolist())
         _check_names(set(tensors), scheme)
         rest: dict[str, Any] = {
             name: t for name, t in tensors.items() if name not in ("scales", "scale_codes")

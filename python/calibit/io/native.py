@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from calibit import kv_cache, schemes, structure
+from calibit import kv_cache, structure
 from calibit.io import filling, shards
 from calibit.modules import QuantizedLinear
 from calibit.weight import QuantizedWeight
@@ -250,8 +250,7 @@ def _fill_quantized_(model: nn.Module, modules: Mapping[str, str], files: shards
         bias = stored.pop("bias", None)
         filling.check_bias(name, bias, layer.bias(model), files, file)
         try:
-            scheme = schemes.parse(text)
-            quantized = QuantizedWeight.from_tensors(stored, scheme=scheme, shape=layer.shape)
+            quantized = QuantizedWeight.from_tensors(stored, scheme=text, shape=layer.shape)
         except ValueError as error:
             raise ValueError(
                 f"[load] cannot read {name!r} as {text} from {file}: {error}"

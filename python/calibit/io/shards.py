@@ -7,10 +7,11 @@ One file is called `model.safetensors`; several are `model-00001-of-00003.safete
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_new(path: Path, what: str) -> None:
-    """Refuse an output folder that exists."""
-    if path.exists():
+    """Refuse an output folder that exists, be it a link that leads nowhere."""
+    if os.path.lexists(path):
         raise FileExistsError(
             f"[{what}] expected a new folder, got {str(path)!r} which exists: choose another name "
             "or remove it"
@@ -77,7 +78,7 @@ def write(
     written: list[tuple[Path, list[str]]] = []
     total = 0
     for shard in _shards(tensors, max_bytes):
-        written.append((_write_file(folder / f"{len(written):05d}.part", shard), list(shard)))
+        written.append((write_file(folder / f"{len(written):05d}.part", shard), list(shard)))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(written) == 1:
         written[0][0].rename(folder / _SINGLE)
@@ -243,8 +244,31 @@ def _own(tensor: torch.Tensor, others: dict[str, torch.Tensor]) -> torch.Tensor:
     return tensor.clone() if shares else tensor
 
 
-def _write_file(file: Path, shard: dict[str, torch.Tensor]) -> Path:
+def write_file(
+    file: Path, tensors: dict[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write one safetensors file, readable for whom the process's other files are.
+
+    Args:
+        file: where to; its folder exists.
+        tensors: on the CPU, contiguous, each in memory of its own.
+        metadata: of the header, beside `format`.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it cannot be written, for example on a full disk.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file(shard, file, metadata={"format": "pt"})
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(tensors, file, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        file.unlink(missing_ok=True)
+        raise OSError(f"[save] cannot write {str(file)!r}: {error}") from error
+    file.chmod(mode)  # safetensors writes a temporary file, which only its owner may read
     return file

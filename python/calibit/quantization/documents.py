@@ -66,7 +66,8 @@ def read(source: str | Path) -> tuple[list[str], str]:
 def _lines(path: Path) -> Iterator[str]:
     """The documents of a JSONL file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: strings in JSON may hold U+0085, U+2028 and U+2029 as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"[calibration] expected UTF-8, got {path.name}: {error}") from error
     for number, line in enumerate(lines, start=1):

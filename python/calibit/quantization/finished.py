@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibit import schemes, structure
+from calibit import structure
+from calibit.io import shards
 from calibit.locking import alone_in
 from calibit.modules import QuantizedLinear
 from calibit.quantization.kept_text import PREFIX
@@ -55,14 +56,10 @@ class StoredBlocks(FinishedBlocks):
     def restore_(
         self, model: nn.Module, block: str, layers: Sequence[structure.LinearLayer]
     ) -> list[ModuleReport] | None:
-        from safetensors import safe_open
-
         file = self._file(block)
         if not file.is_file():
             return None
-        with safe_open(file, framework="pt") as stored:
-            rows = [_row(line) for line in json.loads(stored.metadata()[_ROWS])]
-            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+        rows, tensors = _read(file)
         known = {row.name: row for row in rows}
         for layer in layers:
             own = {
@@ -71,18 +68,16 @@ class StoredBlocks(FinishedBlocks):
                 if name.startswith(f"{layer.name}.")
             }
             own.pop("bias", None)
-            scheme = schemes.parse(known[layer.name].scheme)
             old = model.get_submodule(layer.name)
             dense = old.get_parameter("weight")
             own = {name: tensor.to(dense.device) for name, tensor in own.items()}
+            scheme = known[layer.name].scheme
             quantized = QuantizedWeight.from_tensors(own, scheme=scheme, shape=layer.shape)
             new = QuantizedLinear.from_weight(quantized, layer.bias(model), dense.dtype)
             structure.replace_(model, layer.names, new.train(old.training))
         return rows
 
     def add(self, model: nn.Module, block: str, rows: Sequence[ModuleReport]) -> None:
-        from safetensors.torch import save_file
-
         tensors: dict[str, torch.Tensor] = {}
         for row in rows:
             own = structure.tensors(model.get_submodule(row.name))
@@ -90,7 +85,7 @@ class StoredBlocks(FinishedBlocks):
         lines = json.dumps([asdict(row) for row in rows])
         file = self._file(block)
         draft = file.with_suffix(".draft")
-        save_file(tensors, draft, metadata={_ROWS: lines})
+        shards.write_file(draft, tensors, {_ROWS: lines})
         with draft.open("rb") as stream:
             os.fsync(stream.fileno())
         draft.replace(file)
@@ -112,6 +107,7 @@ def opened(folder: str | Path | None, job: Mapping[str, Any]) -> Iterator[Finish
 
     Raises:
         RuntimeError: another process is writing the folder, or it holds blocks of another job.
+        ValueError: a damaged file in the folder.
     """
     if folder is None:
         yield FinishedBlocks()
@@ -121,8 +117,10 @@ def opened(folder: str | Path | None, job: Mapping[str, Any]) -> Iterator[Finish
     with alone_in(path, op="quantize"):
         file = path / _JOB
         if not file.is_file():
-            file.write_text(json.dumps(job, indent=2), encoding="utf-8")
-        elif json.loads(file.read_text(encoding="utf-8")) != job:
+            draft = file.with_suffix(".draft")
+            draft.write_text(json.dumps(job, indent=2), encoding="utf-8")
+            draft.replace(file)
+        elif _job_of(file) != job:
             raise RuntimeError(
                 f"[quantize] expected unfinished work of the same job in {str(path)!r}, got that "
                 "of another model, scheme or calibration: remove the folder, or give another output"
@@ -134,6 +132,33 @@ def opened(folder: str | Path | None, job: Mapping[str, Any]) -> Iterator[Finish
             if not cut_off and not any(path.glob("block-*.safetensors")):
                 shutil.rmtree(path, ignore_errors=True)
             raise
+
+
+def _job_of(file: Path) -> Any:
+    """What a folder's blocks were made for."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"[quantize] expected JSON in {str(file)!r}, got {error}: remove the folder "
+            f"{file.parent.name!r} to begin anew"
+        ) from error
+
+
+def _read(file: Path) -> tuple[list[ModuleReport], dict[str, torch.Tensor]]:
+    """Rows and tensors of a block's file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as stored:
+            rows = [_row(line) for line in json.loads((stored.metadata() or {})[_ROWS])]
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"[quantize] expected a finished block in {str(file)!r}, got a damaged file "
+            f"({error}): remove it to have the block solved again"
+        ) from error
+    return rows, tensors
 
 
 def _row(line: Mapping[str, Any]) -> ModuleReport:

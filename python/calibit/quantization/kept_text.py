@@ -63,7 +63,9 @@ def read(file: Path) -> Calibration:
         ValueError: the file was changed.
     """
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines: what a model writes may hold U+0085, U+2028 and U+2029.
+        texts = file.read_text(encoding="utf-8").split("\n")
+        lines = [json.loads(line) for line in texts if line]
         rows = [(bool(one["held_out"]), torch.tensor(one["tokens"])) for one in lines]
         source = str(lines[0]["source"])
     except (ValueError, KeyError, IndexError, TypeError) as error:

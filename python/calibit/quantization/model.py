@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibit import kv_cache, schemes, structure, weight
+from calibit import _C, kv_cache, schemes, structure, weight
 from calibit.fingerprint import hash_of
 from calibit.footprint import release_freed_memory
 from calibit.io import native
@@ -155,8 +155,10 @@ def quantize_weights(
         weights.load_all_()
         structure.cast_(model, getattr(torch, schemes.FLOATS[plan.schemes[0].format]))
     job = {
+        "calibit": _C.build_info()["version"],
         "source": source_hash,
         "schemes": {layer.name: str(scheme) for layer, scheme in survey_.jobs},
+        "codebooks": {str(s): list(s.codebook) for _, s in survey_.jobs if s.codebook},
         "calibration": None if data is None else data.sha256,
     }
     if estimated is not None:
