@@ -20,12 +20,14 @@ from calibit.measures import perplexity, selective, slice_search, slices
 from calibit.measures.binning import bin_sums
 from calibit.measures.calibration import ece_of_sums
 from calibit.measures.intervals import (
+    WORST_CLUSTERS,
     acceleration,
     bca_p,
     clopper_pearson,
     design_effect,
     paired_share_interval,
     percentile,
+    share_design_effect,
     share_interval,
     tango_bounds,
     two_sided_z,
@@ -147,6 +149,33 @@ def test_shares_of_few_clusters_are_at_the_level_of_students_t():
     single = m.Resampling(clusters=np.arange(50))  # each item a cluster: as if independent
     assert share_interval(hits, single) == clopper_pearson(15, 50)
     assert share_interval(hits, m.Resampling(clusters=np.zeros(50, dtype=int))).upper > 0.99
+
+
+def test_design_effect_of_a_share_nears_the_worst_case_where_few_clusters_changed():
+    """By hand: 20 of 30 passages of ten items hold changes in one item each."""
+    labels, values = np.repeat(np.arange(30), 10), np.zeros(300)
+    values[:200:10] = 1.0
+    for changed, signs in ((20, 1.0), (20, -1.0)):
+        plain = design_effect(signs * values, labels)
+        wanted = (changed * plain + WORST_CLUSTERS * 10) / (changed + WORST_CLUSTERS)
+        assert plain == 1.0
+        assert share_design_effect(signs * values, labels) == pytest.approx(wanted, rel=1e-12)
+    assert share_design_effect(np.zeros(300), labels) == 10.0
+    assert share_design_effect(values, np.arange(300)) == share_design_effect(values, None) == 1.0
+    # Single items that changed say nothing of how alike the items of a passage are.
+    mixed, changes = np.r_[labels, np.arange(30, 130)], np.r_[values[:300], np.ones(100)]
+    seen = (20 * 100 + 100) ** 2 / (20 * 100**2 + 100)
+    plain = design_effect(changes, mixed)
+    wanted = (seen * plain + WORST_CLUSTERS * 3100 / 400) / (seen + WORST_CLUSTERS)
+    assert share_design_effect(changes, mixed) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_tango_where_a_root_rounds_below_zero():
+    """775 of 877 items lost, divided by a design effect: the discriminant has a double root."""
+    counts = np.array([[66.0604495503455], [0.0], [74.75485710406838]])
+    with np.errstate(invalid="raise"):
+        lower, upper = tango_bounds(*counts, two_sided_z(0.95))
+    assert lower[0] < -775 / 877 < upper[0] < -0.79
 
 
 def test_paired_shares_of_few_clusters_hold_the_truth():

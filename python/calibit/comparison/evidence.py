@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from calibit.measures.intervals import bca, design_effect, paired_share_interval
+from calibit.measures.intervals import (
+    bca,
+    design_effect,
+    paired_share_interval,
+    share_design_effect,
+)
 from calibit.measures.noise import excess_values
 from calibit.measures.perplexity import window_interval
 from calibit.measures.resampling import Resampling, resampled_means
@@ -97,7 +102,7 @@ def share_evidence(
     def at(level: float) -> Bounds:
         return _ends(paired_share_interval(after, before, replace(resampling, level=level)))
 
-    effect = design_effect(after - before, resampling.clusters)
+    effect = share_design_effect(after - before, resampling.clusters)
     sd = float(np.sqrt(effect * np.mean(before != after)))
     damage, clusters = float(np.mean(before - after)), _clusters(resampling)
     return Evidence(metric, damage, len(before), sd, TANGO, at, **clusters)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from calibit.measures.estimate import Estimate, Interval
-from calibit.measures.resampling import Resampling, effective_count
+from calibit.measures.resampling import Resampling, effective_count, effective_count_of
 
 _NORMAL = NormalDist()
 
@@ -20,6 +20,10 @@ FEW_CLUSTERS = 30
 """Below this many clusters the error of a mean over them is itself uncertain: no verdict passes on
 them, and a report says so (Cameron and Miller 2015, section VI, name 20 to 50). Clusters of unequal
 size count as `effective_count` says."""
+
+WORST_CLUSTERS = 8
+"""Clusters as alike inside as can be, which the design effect of a share counts beside those seen:
+with fewer, damage at its margin in rare clusters passes more often than verdicts promise."""
 
 
 def few_clusters(effective: float | None) -> bool:
@@ -117,7 +121,7 @@ def tango_bounds(
 def share_interval(hits: np.ndarray, resampling: Resampling) -> Interval:
     """Clopper and Pearson's interval of the share of hits.
 
-    With clusters, hits and items are divided by the design effect, at the level of Student's t
+    With clusters, hits and items are divided by `share_design_effect`, at the level of Student's t
     (Korn and Graubard 1998).
 
     Args:
@@ -176,7 +180,7 @@ def paired_share_interval(
 ) -> Interval:
     """Tango's interval of the share after minus the share before.
 
-    With clusters, all counts are divided by the design effect, at the level of Student's t.
+    With clusters, all counts are divided by `share_design_effect`, at the level of Student's t.
 
     Args:
         before, after: float64 [N], 0 or 1.
@@ -229,6 +233,29 @@ def design_effect(values: np.ndarray, clusters: np.ndarray | None) -> float:
         return float(np.sum(np.bincount(clusters) ** 2.0)) / n
     between = _jackknife_error(values, clusters) ** 2 * n * n
     return max(1.0, between * (n - 1) / (n * square))
+
+
+def share_design_effect(values: np.ndarray, clusters: np.ndarray | None) -> float:
+    """Design effect of a share, drawn towards the worst case where few clusters can show it.
+
+    How much alike the items of a cluster are is seen only in clusters that hold a value other than
+    the commonest one, such as a changed answer. The worst case, sum n^2 / N, counts as
+    WORST_CLUSTERS more of these; where they are many, little is left of it. docs/validity.md has
+    what this does to verdicts.
+
+    Args:
+        values: float64 [N], of few different values: hits, or differences of hits.
+        clusters: int64 [N], number of each item's cluster; None gives 1.
+    """
+    effect = design_effect(values, clusters)
+    if clusters is None or not len(values):
+        return effect
+    kinds, counts = np.unique(values, return_counts=True)
+    sizes = np.bincount(clusters).astype(np.float64)
+    telling = np.unique(clusters[values != kinds[counts.argmax()]])
+    seen = effective_count_of(sizes[telling])
+    worst = float(np.sum(sizes**2)) / len(values)
+    return max(effect, (seen * effect + WORST_CLUSTERS * worst) / (seen + WORST_CLUSTERS))
 
 
 def percentile(
@@ -440,7 +467,7 @@ def _widening(values: np.ndarray, draw: Resampling) -> float:
         return 1.0
     degrees = np.array([_degrees(clusters), n - 1])
     few, many = stdtrit(degrees, 0.5 + draw.level / 2.0)
-    return design_effect(values, clusters) * float(few / many) ** 2
+    return share_design_effect(values, clusters) * float(few / many) ** 2
 
 
 def _expanded_z(clusters: np.ndarray, draw: Resampling) -> float:
@@ -463,7 +490,8 @@ def _tango_upper(rw: np.ndarray, wr: np.ndarray, n: np.ndarray, z: float) -> np.
     for _ in range(60):
         middle = (low + high) / 2.0
         b = rw + wr - middle * (2 * n + rw - wr)
-        q = (b + np.sqrt(b * b + 8 * n * rw * middle * (1 - middle))) / (4 * n)
+        root = np.sqrt(np.maximum(0.0, b * b + 8 * n * rw * middle * (1 - middle)))
+        q = (b + root) / (4 * n)
         inside = middle - estimate < z * np.sqrt(np.maximum(0.0, (2 * q + middle - middle**2) / n))
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return (low + high) / 2.0

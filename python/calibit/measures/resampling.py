@@ -100,7 +100,12 @@ def effective_count(clusters: np.ndarray) -> float:
     Returns:
         1 to the number of clusters, reached where all are of one size; 0 without items.
     """
-    share = np.bincount(clusters).astype(np.float64) ** 2
+    return effective_count_of(np.bincount(clusters).astype(np.float64))
+
+
+def effective_count_of(sizes: np.ndarray) -> float:
+    """`effective_count` of clusters of these sizes, float64; 0 for none."""
+    share = sizes**2
     return float(share.sum() ** 2 / np.sum(share**2)) if len(share) else 0.0
 
 
