@@ -608,6 +608,14 @@ def test_parallel_texts_keep_documents_and_take_the_same_segments(tmp_path: Path
         read_parallel(tmp_path)
 
 
+def test_a_segment_that_one_language_lacks_is_no_parallel_text(tmp_path: Path) -> None:
+    """Each lacks another segment: as many lines, and not the same content."""
+    (tmp_path / "aa.txt").write_text("1\n2\n\n4\n5\n")
+    (tmp_path / "bb.txt").write_text("1\n\n3\n4\n5\n")
+    with pytest.raises(ValueError, match=r"blank lines at the same places .* before segment 2"):
+        read_parallel(tmp_path)
+
+
 @pytest.mark.skipif(not NTREX.is_dir(), reason="the parallel text is not beside the checkout")
 def test_the_news_segments_are_parallel() -> None:
     text = read_parallel(NTREX)

@@ -55,7 +55,7 @@ def read_parallel(folder: str | Path, *, segments: int | None = SEGMENTS) -> Par
 
     Raises:
         ValueError: no such folder, fewer than two languages, files with different numbers of
-            segments, or a file that is not UTF-8.
+            segments or other blank lines, or a file that is not UTF-8.
     """
     place = Path(folder)
     files = sorted(place.glob("*.txt")) if place.is_dir() else []
@@ -72,6 +72,14 @@ def read_parallel(folder: str | Path, *, segments: int | None = SEGMENTS) -> Par
             raise ValueError(
                 f"[parallel] expected as many segments in {lang}.txt as in {first}.txt "
                 f"({len(rows[first])}), got {len(own)}"
+            )
+        pairs = enumerate(zip(own, rows[first], strict=True), 1)
+        apart = [number for number, (one, other) in pairs if one[0] != other[0]]
+        if apart:
+            raise ValueError(
+                f"[parallel] expected blank lines at the same places in {lang}.txt and "
+                f"{first}.txt, got other ones before segment {apart[0]}: they stand between "
+                "documents; leave a segment that one language lacks out of all"
             )
     total = len(rows[first])
     count = total if segments is None else min(segments, total)
