@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +18,12 @@ import pytest
 import torch
 import typer
 
+import tiny_models
 from audit_cases import prepare
 from calibit import cli, commands
 from calibit.commands import options
 from calibit.evaluation.driver import BATCH_TOKENS
+from calibit.io import native
 from calibit.quantization import calibration_text
 from report_data import audit_of
 
@@ -328,6 +332,25 @@ def test_errors_become_sentences(
     assert answer.code == 3 and message in answer.err and answer.out == ""
 
 
+def test_a_request_to_end_removes_what_is_half_written(
+    calibit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, as `timeout`, schedulers and containers send it, while the weights are written."""
+    folder, before = tmp_path / "model", signal.getsignal(signal.SIGTERM)
+    tiny_models.build("llama").save_pretrained(folder)
+    write = native.write
+
+    def ended(model: Any, place: Path, **options: Any) -> None:
+        write(model, place, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(native, "write", ended)
+    answer = calibit("quantize", folder, "nf4", "-o", tmp_path / "out", "--quiet")
+    assert answer.code == 3 and answer.err.startswith("calibit: interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 # Verdicts --------------------------------------------------------------------------------------
 
 
@@ -482,7 +505,7 @@ def test_quantize_eval_compare(calibit: Any, folder: Path, tmp_path: Path) -> No
     model, checkpoint = folder / "model", tmp_path / "nf4"
     made = calibit("quantize", model, "nf4", "-o", checkpoint, "-q")
     assert made.code == 0 and made.last == f"Checkpoint: {checkpoint}"
-    assert "Note" not in made.out
+    assert "tokenizer" not in made.out
     bare = calibit("quantize", folder / "bare", "nf4", "-o", tmp_path / "bare", "-q")
     assert bare.code == 0 and "no tokenizer" in bare.out.replace("\n", " ")
     again = calibit("quantize", model, "nf4", "-o", checkpoint, "-q")

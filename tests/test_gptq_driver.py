@@ -352,8 +352,9 @@ class OddModel(nn.Module):
 def test_layer_that_runs_twice_and_output_changed_in_place_are_calibrated_right() -> None:
     ids = tiny_models.tokens(4, 40)
     model = OddModel()
-    expected = reference_codes(copy.deepcopy(model), ids, SCHEME)
-    report = quantize_model(model, SCHEME, calibration=ids)
+    scheme = "gptq-int4-row"
+    expected = reference_codes(copy.deepcopy(model), ids, scheme)
+    report = quantize_model(model, scheme, calibration=ids)
     assert report.notes == ()
     assert [row.solver for row in report.modules] == ["gptq"] * 6
     found = codes(model)
@@ -503,6 +504,9 @@ def test_padding_is_cut_off() -> None:
     }
     data = calibration_text.load(batch)
     assert [row.tolist() for row in data.sequences] == [[5, 6, 7], [8, 9, 10]]
+    ragged = {"input_ids": [[5, 6, 7], [8, 9]], "attention_mask": [[1, 1, 1], [1, 0]]}
+    data = calibration_text.load(ragged)  # a tokenizer that was not asked to pad
+    assert [row.tolist() for row in data.sequences] == [[5, 6, 7], [8]]
 
 
 @pytest.mark.parametrize(
@@ -514,6 +518,19 @@ def test_padding_is_cut_off() -> None:
         ([1, 2], TypeError, "a sequence of int"),
         (torch.rand(2, 3), ValueError, "expected integer token ids"),
         (torch.zeros(0, 3, dtype=torch.int64), ValueError, "expected integer token ids"),
+        (torch.tensor([[5, -100]]), ValueError, "token ids of 0 and above, got -100"),
+        ({"ids": [[5]]}, TypeError, r"expected input_ids .* got a mapping of \['ids'\]"),
+        ({"input_ids": []}, ValueError, "expected integer token ids"),
+        (
+            {"input_ids": [[5, 6]], "attention_mask": [[0, 0]]},
+            ValueError,
+            "a token that attention_mask keeps",
+        ),
+        (
+            {"input_ids": [[5, 6]], "attention_mask": [[1]]},
+            ValueError,
+            "1 rows of up to 2, got 1 of up to 1",
+        ),
     ],
 )
 def test_bad_source_is_refused(source: Any, error: type[Exception], message: str) -> None:

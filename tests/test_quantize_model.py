@@ -252,6 +252,14 @@ def test_fused_experts_of_a_layout_that_is_not_known_are_reported_with_their_byt
     assert [row.name for row in report.modules] == ["bank.first"]
 
 
+def test_groups_above_the_inputs_are_reported() -> None:
+    report = quantize_model(tiny_models.build("llama"), {"down_proj": "int4-g80", "*": "int4-g64"})
+    assert report.notes == (
+        "groups of 64 exceed the inputs of 12 of 14 layers, such as "
+        "model.layers.0.self_attn.q_proj with 48: one group per row there",
+    )
+
+
 def test_report_rows_state_what_was_stored() -> None:
     model = tiny_models.build("llama")
     original = copy.deepcopy(model)

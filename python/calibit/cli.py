@@ -6,8 +6,11 @@ Exit codes: 0 done; 3 usage error or failure; 1 and 2 are verdicts (`gate`, `aud
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -85,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings: dict[str, bool] = {}
     words = None if arguments is None else list(arguments)
     try:
-        code = app(args=words, prog_name="calibit", standalone_mode=False, obj=settings)
+        with _ended_in_order():
+            code = app(args=words, prog_name="calibit", standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except _USAGE_ERROR as error:
         return _usage(error)
@@ -107,6 +111,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(code, Code):
         return int(code)
     return Code.DONE if code in (None, 0) else Code.FAILED
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Take a request to end (SIGTERM, of schedulers and `timeout`) as Ctrl-C: half-written folders
+    are removed, finished work is kept."""
+    if threading.current_thread() is not threading.main_thread():  # has no say about signals
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _usage(error: Any) -> int:

@@ -325,12 +325,34 @@ def foreign_text(calibration: Calibration, tokenizer: Any, prompts: Sequence[str
 
 def _unpadded(batch: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
     """The real tokens of each row of a padded batch; unpadded sequences need no mask later on."""
-    rows = _rows(torch.as_tensor(batch["input_ids"]))
+    if "input_ids" not in batch:
+        raise TypeError(
+            f"[calibration] expected input_ids of a tokenizer, got a mapping of {list(batch)}"
+        )
+    rows = _each(batch["input_ids"])
     mask = batch.get("attention_mask")
     if mask is None:
         return rows
-    kept = (row[m.bool()] for row, m in zip(rows, _rows(torch.as_tensor(mask)), strict=True))
-    return tuple(row for row in kept if row.numel() > 0)
+    masks = _each(mask)
+    lengths, others = ([row.numel() for row in each] for each in (rows, masks))
+    if lengths != others:
+        raise ValueError(
+            f"[calibration] expected an attention_mask of the shape of input_ids, {len(lengths)} "
+            f"rows of up to {max(lengths)}, got {len(others)} of up to {max(others)}"
+        )
+    kept = (row[each.bool()] for row, each in zip(rows, masks, strict=True))
+    found = tuple(row for row in kept if row.numel() > 0)
+    if not found:
+        raise ValueError("[calibration] expected a token that attention_mask keeps, got none")
+    return found
+
+
+def _each(ids: Any) -> tuple[torch.Tensor, ...]:
+    """The rows of a tensor, or of lists, which may differ in length."""
+    if isinstance(ids, torch.Tensor) or not all(isinstance(row, Sequence) for row in ids):
+        return _rows(torch.as_tensor(ids))
+    found = tuple(part for row in ids if row for part in _rows(torch.as_tensor(row)))
+    return found if found else _rows(torch.zeros(0, dtype=torch.long))  # which is refused
 
 
 def _rows(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -339,6 +361,11 @@ def _rows(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         raise ValueError(
             "[calibration] expected integer token ids [rows, length], got "
             f"{ids.dtype} {list(ids.shape)}"
+        )
+    if bool((ids < 0).any()):
+        raise ValueError(
+            f"[calibration] expected token ids of 0 and above, got {int(ids.min())}: labels mark "
+            "what is not to be learnt with -100; give input_ids"
         )
     rows = ids.reshape(1, -1) if ids.dim() == 1 else ids
     return tuple(row.long().cpu() for row in rows)

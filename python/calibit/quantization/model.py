@@ -182,7 +182,11 @@ def quantize_weights(
         source_hash=source_hash,
         seconds=perf_counter() - started,
         calibration=None if data is None else data.to_dict(),
-        notes=solved.notes if cache is None else (*solved.notes, cache.note),
+        notes=(
+            *_wide_groups(survey_.jobs),
+            *solved.notes,
+            *(() if cache is None else (cache.note,)),
+        ),
         cache=None if cache is None else cache.to_dict(),
         held_out=solved.held_out,
     )
@@ -296,6 +300,17 @@ def _run_(
     finally:
         model.train(training)
     return tuple(rows[layer.name] for layer, _ in jobs), found
+
+
+def _wide_groups(jobs: Sequence[Job]) -> Iterator[str]:
+    """Notes on layers that have fewer inputs than their scheme's group."""
+    for group in sorted({scheme.group for _, scheme in jobs}):
+        found = [job for job, scheme in jobs if scheme.group == group > job.shape[1]]
+        if found:
+            yield (
+                f"groups of {group} exceed the inputs of {len(found)} of {len(jobs)} layers, such "
+                f"as {found[0].name} with {found[0].shape[1]}: one group per row there"
+            )
 
 
 def _expert_notes(jobs: Sequence[Job], rows: Mapping[str, ModuleReport]) -> Iterator[str]:
