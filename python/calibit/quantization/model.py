@@ -183,8 +183,8 @@ def quantize_weights(
         seconds=perf_counter() - started,
         calibration=None if data is None else data.to_dict(),
         notes=(
-            *_wide_groups(survey_.jobs),
             *solved.notes,
+            *_wide_groups(survey_.jobs),
             *(() if cache is None else (cache.note,)),
         ),
         cache=None if cache is None else cache.to_dict(),
