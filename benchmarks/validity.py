@@ -440,10 +440,11 @@ def comparison(
         for column, (metric, damage) in zip(drawn.T, means.items(), strict=True):
             evidence[metric] = mean_evidence(metric, damage, column, draw)
     return SimpleNamespace(
+        models={"a": {}},
         evidence=evidence,
         worst_slices={},
         checks=(),
-        protocol={"level": 0.95, "n_labelled": len(items)},
+        protocol={"level": 0.95, "n_labelled": len(items), "tasks": ()},
     )
 
 

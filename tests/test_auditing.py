@@ -458,8 +458,11 @@ def test_fingerprint_tells_large_files_of_one_size_apart(tmp_path: Path) -> None
 
 
 def test_verdicts_under_another_policy(finished: Audit, tmp_path: Path) -> None:
-    loose = {"margins": {"acc": 0.9}}
-    assert judge_audit(finished, policy=loose).worst == "ship"
+    loose = {"margins": {"text_nll": 9.9}}
+    assert judge_audit(finished, policy=loose).worst == "ship"  # labels do not: the model guesses
+    assert (
+        judge_audit(finished, policy={"margins": {"acc": 0.9}}).worst == "inconclusive"
+    )  # guesses
     strict = tmp_path / "strict.yaml"
     strict.write_text("name: strict\nmargins: {nll: 0.000001, conf_true: 0.000001}\n")
     judged = judge_audit(finished, scheme="gptq-int4-g32", policy=strict)

@@ -22,7 +22,7 @@ from calibit.runs import Run
 from calibit.tasks import limit, load
 from calibit.verdict import EXIT_CODES, FAIL, METRICS, OPEN, PASS, UNJUDGED, Policy, Verdict, judge
 from calibit.verdict.gates import corrected, gate_of, least_items, slice_gate_of
-from calibit.verdict.sentences import gate_sentence
+from calibit.verdict.sentences import AT_CHANCE, gate_sentence
 from comparison_runs import MemoryRun, simulated, v1_runs
 
 QUICK = {"resamples": 999}
@@ -109,12 +109,28 @@ def test_a_run_against_itself_ships():
     assert compare(a, a, **QUICK).verdict().verdict == "ship"
 
 
+@pytest.mark.parametrize("right", [0.0, 0.25])
+def test_a_reference_that_guesses_ships_nothing_on_labels(right):
+    """It is always wrong, or at chance: no candidate loses an answer by it."""
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(800, 4))
+    gold = (z.argmax(axis=1) + np.where(rng.random(800) < right, 0, rng.integers(1, 4, 800))) % 4
+    run = MemoryRun(list(z), gold.tolist())
+    verdict = compare(run, run, **QUICK).verdict()
+    assert verdict.verdict == "inconclusive"
+    assert verdict.reasons[0] == AT_CHANCE and all(g.state == PASS for g in verdict.gates)
+    assert AT_CHANCE not in compare(run, run, **QUICK).verdict(Policy({"kl": 0.1})).reasons
+
+
 @pytest.mark.parametrize("sample", [600, None])
 def test_a_run_against_itself_ships_on_the_probe_set(sample):
     items = load("probe") if sample is None else limit(load("probe"), sample)
     rng = np.random.default_rng(0)
     z = [rng.normal(size=len(item.choices)) for item in items]
-    run = MemoryRun(z, [item.gold for item in items], slices=[dict(item.slices) for item in items])
+    golds = [item.gold for item in items]
+    for scores, gold in zip(z, golds, strict=True):
+        scores[gold] += 1.0
+    run = MemoryRun(z, golds, slices=[dict(item.slices) for item in items])
     result = compare(run, run, **QUICK)
     verdict = result.verdict()
     assert verdict.verdict == "ship"
@@ -233,7 +249,8 @@ def test_one_item_says_so_without_a_number_made_up():
     a, b = simulated(1)
     verdict = compare(a, b, **QUICK).verdict(Policy({"conf_true": 0.5}))
     assert verdict.verdict == "inconclusive"
-    assert "(no interval)" in verdict.reasons[0] and "1 was used" in verdict.reasons[0]
+    assert "not shown to be above chance" in verdict.reasons[0]
+    assert "(no interval)" in verdict.reasons[1] and "1 was used" in verdict.reasons[1]
     assert verdict.gates[0].n_needed == 30
 
 

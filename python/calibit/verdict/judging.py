@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from calibit.verdict.gates import FAIL, OPEN, PASS, UNJUDGED, Gate, gate_of, slice_gate_of
 from calibit.verdict.policy import LABELLED, WORST, Policy
 from calibit.verdict.sentences import (
+    AT_CHANCE,
     NO_SLICE,
     gate_sentence,
     left_out_sentence,
@@ -180,7 +181,7 @@ def _missing(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> l
         found.append(missing_sentence(overall, labelled=labelled, known=known))
     if unsearched:
         found.append(unsearched_sentence(unsearched))
-    found += _unlabelled(comparison, policy)
+    found += [*_unlabelled(comparison, policy), *_at_chance(comparison, policy)]
     unjudged = [gate for gate in gates if gate.state == UNJUDGED]
     found += [unjudged_sentence(gate) for gate in unjudged if gate.metric in policy.required]
     if not found and len(unjudged) == len(gates):
@@ -190,13 +191,22 @@ def _missing(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> l
 
 def _unlabelled(comparison: Comparison, policy: Policy) -> list[str]:
     """What became of items without a right answer no metric of labels says; they may be ruined."""
-    asked = any(name.removeprefix(WORST) in LABELLED for name in policy.required)
     protocol = comparison.protocol
-    if not asked or not protocol["n_labelled"]:
+    if not _asks_labels(policy) or not protocol["n_labelled"]:
         return []
     tasks = [(str(task["name"]), task["n"], task["n_labelled"]) for task in protocol["tasks"]]
     blind = [one for one in tasks if one[1] - one[2] > MOST_UNLABELLED * one[1]]
     return [unlabelled_sentence(blind)] if blind else []
+
+
+def _at_chance(comparison: Comparison, policy: Policy) -> list[str]:
+    """A reference that only guesses has nothing to lose: an equal candidate may be ruined."""
+    guesses = comparison.models["a"].get("at_chance", False)
+    return [AT_CHANCE] if guesses and _asks_labels(policy) else []
+
+
+def _asks_labels(policy: Policy) -> bool:
+    return any(name.removeprefix(WORST) in LABELLED for name in policy.required)
 
 
 def _without_slices(comparison: Comparison, policy: Policy) -> list[str]:

@@ -14,6 +14,13 @@ from calibit.verdict.policy import LABELLED, NEEDS, WORST
 NO_SLICE = f"none has at least {N_MIN} items and fewer than all"
 """Why no slice is searched."""
 
+AT_CHANCE = (
+    "The accuracy of the original is not shown to be above chance: it has nothing to lose, so "
+    "right answers cannot show what the candidate lost. Take tasks that the original can solve, or "
+    "more items; or gate only what needs no labels, such as kl."
+)
+"""Why nothing ships on the labels of a reference that guesses."""
+
 DIVERGENCES = ("kl", "token_kl")
 """Metrics that are often far below 1: shown with significant digits."""
 
