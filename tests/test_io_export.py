@@ -64,6 +64,12 @@ def test_bfloat16_models_lose_digits_of_their_scales(tmp_path: Path) -> None:
     assert foreign.load(tmp_path / "model").model.norm.weight.dtype == torch.bfloat16
 
 
+def test_float32_scales_lose_digits_too(tmp_path: Path) -> None:
+    wrote = export.save(quantized("int4-g32-s32"), tmp_path / "model", "compressed-tensors")
+    assert all("rounds float32 ones (model" in str(finding) for finding in wrote.findings)
+    assert len(wrote.findings) == 2
+
+
 def test_what_comes_back_changed_is_never_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -472,6 +472,24 @@ def test_mixed_models_describe_every_layer(tmp_path: Path) -> None:
                       nn.Linear)  # fmt: skip
 
 
+def test_settings_of_fused_layers_have_their_engine_name_too(tmp_path: Path) -> None:
+    """vLLM and SGLang match patterns with `qkv_proj` and `gate_up_proj`."""
+    model = foreign_files.small_llama(num_hidden_layers=1)
+    plan = {"re:gate|up": "int8-g32", "re:[qkv]_proj": "keep", "*": "int4-g32"}
+    calibit.quantize_model(model, plan)
+    export.save(model, tmp_path / "model", "gptq", required=["vllm"])
+    section = json.loads((tmp_path / "model" / "quantize_config.json").read_text())
+    eight = {"bits": 8, "group_size": 32, "sym": True}
+    assert section["bits"] == 4 and section["dynamic"] == {
+        **{rf"+:^model\.layers\.0\.mlp\.{name}_proj$": eight for name in ("gate", "up", "gate_up")},
+        **{rf"-:^model\.layers\.0\.self_attn\.{name}_proj$": {} for name in ("q", "k", "v", "qkv")},
+    }
+    half = foreign_files.small_llama(num_hidden_layers=1)
+    calibit.quantize_model(half, {"q_proj": "int8-g32", "*": "int4-g32"})
+    export.save(half, tmp_path / "half", "gptq")
+    assert "qkv" not in (tmp_path / "half" / "quantize_config.json").read_text()
+
+
 def test_quantized_head_is_stored_apart(tmp_path: Path) -> None:
     model = foreign_files.small_llama(tied=True)
     calibit.quantize_model(model, "int4-g32-head")

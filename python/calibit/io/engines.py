@@ -18,8 +18,8 @@ from calibit.io.layout import Exported, LayerFacts
 ENGINES = ("vllm", "sglang")
 """Engines whose rules are known."""
 
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that engines compute as one; they must be stored alike."""
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Layers that engines compute as one, by their name for it; they must be stored alike."""
 
 _FAST_GROUPS = (-1, 32, 64, 128)
 """Groups that the Marlin kernels have."""
@@ -118,19 +118,24 @@ def _check_engine(exported: Exported, layout: str, engine: str) -> Iterator[Find
     if halves:
         reason = "layers that it computes as one (q, k and v; gate and up) are stored differently"
         yield Finding(engine, True, reason, halves)
-    if layout not in (_BNB, _INT8) and exported.dtype == torch.bfloat16:
+    if layout in (_BNB, _INT8):
+        return
+    wide = tuple(f.name for f in exported.layers if f.scale_dtype == torch.float32)
+    if exported.dtype == torch.bfloat16:
         reason = (
             "it reads scales in the model's dtype, bfloat16, which rounds them, unless it is "
             "started with --dtype float16"
         )
         yield Finding(engine, False, reason)
+    elif wide and layout == _PACKED:
+        yield Finding(engine, False, "it reads scales in 16 bits, which rounds float32 ones", wide)
 
 
 def _unlike_neighbours(exported: Exported) -> Iterator[str]:
     """Layers whose fused neighbours are stored in another way or not quantized."""
     stored = {layer.name: _form(layer) for layer in exported.layers}
     known = {*stored, *exported.kept}
-    for names in _FUSED:
+    for names in FUSED.values():
         pattern = re.compile(rf"(.*\.|)({'|'.join(names)})$")
         for name in sorted(stored):
             match = pattern.match(name)

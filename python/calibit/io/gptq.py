@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from calibit.io import streams
+from calibit.io.engines import FUSED
 from calibit.io.layout import (
     Decode,
     Exported,
@@ -251,10 +252,12 @@ def _section(version: str) -> Any:
         each = {layer.name: _facts(layer) for layer in exported.layers}
         common = Counter(tuple(facts.items()) for facts in each.values()).most_common(1)[0][0]
         base = dict(common)
+        others = {name: facts for name, facts in each.items() if facts != base}
         dynamic: dict[str, dict[str, Any]] = {
-            f"+:^{re.escape(name)}$": facts for name, facts in each.items() if facts != base
+            f"+:^{re.escape(name)}$": facts for name, facts in _with_fused(others).items()
         }
-        dynamic.update({f"-:^{re.escape(name)}$": {} for name in exported.kept})
+        kept: dict[str, dict[str, Any]] = {name: {} for name in exported.kept}
+        dynamic.update({f"-:^{re.escape(name)}$": {} for name in _with_fused(kept)})
         return {
             "quant_method": "gptq",
             **base,
@@ -268,6 +271,21 @@ def _section(version: str) -> Any:
         }
 
     return section
+
+
+def _with_fused(settings: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings of layers, and of those that engines compute as one under its own name.
+
+    vLLM and SGLang look for `qkv_proj`, not `q_proj`, among the patterns of `dynamic`.
+    """
+    found = dict(settings)
+    for name, facts in settings.items():
+        stem, dot, last = name.rpartition(".")
+        for fused, parts in FUSED.items():
+            names = [f"{stem}{dot}{part}" for part in parts]
+            if last == parts[0] and all(settings.get(one) == facts for one in names):
+                found[f"{stem}{dot}{fused}"] = facts
+    return found
 
 
 def _facts(layer: LayerFacts) -> dict[str, Any]:
