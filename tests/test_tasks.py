@@ -311,6 +311,28 @@ def test_local_file_is_used_as_it_stands(write: Write) -> None:
     assert (third.id, third.gold) == ("7", None)
 
 
+def test_an_object_of_slices_is_read(write: Write) -> None:
+    row = {**GOOD, "lang": "en", "slices": {"domain": "law", "lang": "de"}}
+    (item,) = load(str(write(row)))
+    assert item.slices == {"lang": "de", "domain": "law"}
+    (prompt,) = load(str(write({"prompt": "2 +", "answer": "3", "slices": {"kind": "sum"}})))
+    assert prompt.slices == {"kind": "sum"}
+    for wrong in (["law"], {"domain": 3}, 7):
+        with pytest.raises(ValueError, match=r"line 1: expected 'slices' to be an object of strin"):
+            load(str(write({**GOOD, "slices": wrong})))
+
+
+def test_two_equal_choices_of_an_item_are_noted(write: Write) -> None:
+    row = {"context": "", "choices": ["3", "4", "4"], "label": 0}
+    path = str(write({**GOOD, "id": "good"}, {**row, "id": "a"}, {**row, "id": "b"}))
+    assert read(path).notes == (
+        "a and 1 more: two choices have the same text, so the later one is never the answer; "
+        "correct or leave out such items",
+    )
+    assert read(str(write(GOOD))).notes == ()
+    assert read("probe").notes == read("arithmetic_steps").notes == ()
+
+
 def test_a_path_with_an_equals_sign_is_a_path(write: Write) -> None:
     assert load(str(write(GOOD, name="probe=x.jsonl")))[0].task == "probe=x"
 

@@ -71,9 +71,9 @@ def read(
             values, e.g. "probe:en" or "mmlu:anatomy,astronomy=mmlu.jsonl".
             A row is a JSON object with `context`, `choices` (texts without delimiter) and, if
             known, `label` (index of the right choice), `id`, `task`; its other string fields
-            become slices. Rows with the columns of the published data set are read too. A file of
-            rows with `prompt` (or `messages`) and `answer` is answered in free text, see
-            `read_prompts`.
+            become slices, and so do the entries of an object `slices`. Rows with the columns of the
+            published data set are read too. A file of rows with `prompt` (or `messages`) and
+            `answer` is answered in free text, see `read_prompts`.
         form: "main", or "alt" for the task's second wording (same ids, choices in that
             wording, same gold).
         repair: correct known faults of published data (XCOPA's `question`); False reproduces
@@ -93,7 +93,25 @@ def read(
             names file and line and says what to do.
         RuntimeError: rows from the hub asked for without the package `datasets`.
     """
-    return _read(spec, Options(form, repair, num_fewshot, fewshot_seed), include_path)
+    loaded = _read(spec, Options(form, repair, num_fewshot, fewshot_seed), include_path)
+    return replace(loaded, notes=(*loaded.notes, *_equal_choices(loaded.items)))
+
+
+def _equal_choices(items: Sequence[Item | Prompt]) -> tuple[str, ...]:
+    """A note on items with two choices of the same text: one of them can never be chosen."""
+    found = [item.id for item in items if isinstance(item, Item) and _repeats(item)]
+    if not found:
+        return ()
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"{found[0]}{more}: two choices have the same text, so the later one is never the answer; "
+        "correct or leave out such items",
+    )
+
+
+def _repeats(item: Item) -> bool:
+    asked = item.contexts or ("",) * len(item.choices)
+    return len(set(zip(asked, item.choices, strict=True))) < len(item.choices)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def read_prompts(path: str | Path, *, max_new_tokens: int = NEW_TOKENS) -> list[
         path: JSON Lines: `{"prompt": text}` or `{"messages": [{"role", "content"}, ...]}`, and, if
             wanted, `id`, `answer` (a text that the continuation must equal, or an object as
             `Answer.of` takes it), `max_new_tokens` and `stop` (a list of texts); other string
-            fields become slices.
+            fields become slices, and so do the entries of an object `slices`.
         max_new_tokens: longest continuation of prompts that name none.
 
     Returns:
@@ -94,7 +94,7 @@ def _prompt(row: Row, task: str, number: int, max_new_tokens: int) -> Prompt:
     text = "" if messages is not None else row.text("prompt")
     if messages is None and not text:
         raise row.wrong("'prompt' to be a text", text, "write what the model is asked")
-    slices = {k: v for k, v in row.fields.items() if isinstance(v, str) and k not in _USED}
+    slices = row.slices(_USED)
     answer = row.fields.get("answer")
     try:
         right = None if answer is None else Answer.of(answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,6 +57,19 @@ class Row:
                 "mark at least one right and one wrong choice",
             )
         return tuple(k for k, flag in enumerate(value) if flag == 1)
+
+    def slices(self, used: Collection[str]) -> dict[str, str]:
+        """Return the string fields outside `used`, and the entries of an object `slices`."""
+        own = self.fields.get("slices", {})
+        named = isinstance(own, Mapping) and all(isinstance(value, str) for value in own.values())
+        if not named and not isinstance(own, str):
+            raise self.wrong(
+                "'slices' to be an object of strings",
+                own,
+                'such as {"lang": "en", "domain": "law"}',
+            )
+        free = {k: v for k, v in self.fields.items() if isinstance(v, str) and k not in used}
+        return free | (dict(own) if isinstance(own, Mapping) else {})
 
     def _nested(self, name: str) -> Any:
         value: Any = self.fields
