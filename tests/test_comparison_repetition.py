@@ -107,6 +107,15 @@ def test_a_policy_gates_repetition(looping: int, verdict: str) -> None:
     assert "repeated 4-grams" in judged.reasons[0]
 
 
+@pytest.mark.parametrize(("n", "verdict"), [(71, "inconclusive"), (72, "ship")])
+def test_no_repetition_in_few_answers_shows_no_small_share(n: int, verdict: str) -> None:
+    """The upper end of Clopper and Pearson's interval of 0 in 72 is 0.0499."""
+    judged = calibit.compare(*[run_of(several(n, 0))] * 2, resamples=200)
+    [gate] = judged.verdict(Policy({"repetition": 0.05})).gates
+    assert gate.upper == pytest.approx(1 - 0.025 ** (1 / n)) == -gate.lower
+    assert judged.verdict(Policy({"repetition": 0.05})).verdict == verdict
+
+
 def test_terminal_page_and_json_show_it(tmp_path: Path) -> None:
     found = calibit.compare(run_of(several(40, 3)), run_of(several(40, 13)), resamples=200)
     assert "repeated 4-grams, t" in str(found) and "end in a loop" in str(found)

@@ -723,11 +723,27 @@ def test_changed_answers_and_kl_are_gated_in_excess_over_re_runs():
     for metric, own in (("all_flips", "all_flips"), ("kl", "kl_ab")):
         excess = noise[own].excess
         assert gates[metric].damage == pytest.approx(float(excess))
-        assert (gates[metric].lower, gates[metric].upper) == pytest.approx(
-            (excess.lower, excess.upper)
-        )
+        ends = [excess.lower, excess.upper]
+        if metric == "all_flips":  # a share: at least as wide as Clopper and Pearson's
+            changed = result.flips.all_flip_rate
+            floor = float(changed) - float(excess)
+            pairs = zip((min, max), ends, (changed.lower, changed.upper), strict=True)
+            ends = [wider(end, other - floor) for wider, end, other in pairs]
+        assert [gates[metric].lower, gates[metric].upper] == pytest.approx(ends)
         assert gates[metric].state == "pass"
     assert result.verdict(Policy({"kl": float(noise["kl_ab"].excess) / 3})).verdict == "hold"
+
+
+@pytest.mark.parametrize(("n", "state"), [(60, OPEN), (182, OPEN), (183, PASS)])
+def test_no_changed_answer_among_few_items_shows_no_small_share(n, state):
+    """The upper end of Clopper and Pearson's interval of 0 in n is 1 - 0.025^(1/n): 0.02 lies
+    between those of 182 and 183."""
+    a = MemoryRun(np.random.default_rng(0).normal(-8.0, 1.5, (n, 4)))
+    b = MemoryRun([row * 1.001 for row in a.scores().z])
+    found = compare(a, b, extra=ExtraRuns(reruns={"batch size": a}), **QUICK)
+    (gate,) = judge(found, Policy({"all_flips": 0.02})).gates
+    assert found.flips.all_flips == 0 and gate.upper == pytest.approx(1.0 - 0.025 ** (1 / n))
+    assert gate.state == state and (gate.n_needed or 183) >= 183
 
 
 def test_the_worst_slice_is_sought_among_the_slices_of_the_policy():

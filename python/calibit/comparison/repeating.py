@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calibit.comparison.evidence import Evidence, mean_evidence
+from calibit.comparison.evidence import Evidence, mean_evidence, without_spread
 from calibit.measures.estimate import Estimate
 from calibit.measures.paired import mean_difference
 from calibit.measures.repetition import LONGEST_N_GRAM
@@ -62,7 +62,7 @@ def repetition_evidence(pairs: Sequence[Pair], draw: Resampling) -> Evidence | N
     damage = table[:, 1] - table[:, 0]
     own = draw.take(known)
     drawn = resampled_means(damage[:, None], own)[:, 0]
-    return mean_evidence("repetition", damage, drawn, own)
+    return without_spread(mean_evidence("repetition", damage, drawn, own), damage, own)
 
 
 def _table(pairs: Sequence[Pair], metric: str) -> tuple[np.ndarray, np.ndarray]:
