@@ -656,3 +656,13 @@ def test_the_task_is_a_slice_also_beside_a_slice_key_of_that_name():
     scores = m.Scores.from_arrays(np.zeros((2, 2)), [0, 1], slices=[{"task": "z"}] * 2)
     keys = slice_keys(replace(scores, tasks=("x", "y")))
     assert [one["task"] for one in keys] == ["x", "y"]
+
+
+def test_runs_in_the_wrong_order_and_one_run_twice_are_told():
+    a, b = v1_runs()
+    a.meta["weight_hash"], b.meta["weight_hash"] = "1", "2"
+    assert not compare(a, b, **QUICK).warnings
+    assert compare(b, a, **QUICK).warnings[0].startswith("the reference is quantized (nf4) and the")
+    assert compare(b, b, **QUICK).warnings == (
+        "both runs are of the same weights: the changes are those of re-runs",
+    )

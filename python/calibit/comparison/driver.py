@@ -132,6 +132,7 @@ def compare(
         points=_points(right_a, right_b),
         checks=checks_of(a, b, paired, texts),
         warnings=(
+            *_order(a.meta, b.meta),
             *paired.warnings,
             *cut_notes(a.meta, b.meta),
             *warnings,
@@ -253,6 +254,18 @@ def _notes(paired: Paired, draw: Resampling) -> list[str]:
                 "its confidence should not be interpreted"
             )
     return notes
+
+
+def _order(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """That the runs seem to be given the wrong way round, or one of them twice."""
+    if b.get("scheme") == "none" and a.get("scheme") not in (None, "none"):
+        return [
+            f"the reference is quantized ({a['scheme']}) and the candidate is not: the verdict is "
+            "on the candidate; give the original's run first"
+        ]
+    facts = [(meta.get("weight_hash"), meta.get("scheme"), meta.get("dtype")) for meta in (a, b)]
+    same = facts[0][0] is not None and facts[0] == facts[1]
+    return ["both runs are of the same weights: the changes are those of re-runs"] if same else []
 
 
 def _uncompared(run: RunLike) -> list[str]:
