@@ -335,6 +335,10 @@ def test_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
         (lambda c: c["quantization_config"]["modules"].update({"model.no": "nf4"}), "'model.no'"),
         (lambda c: c["quantization_config"]["modules"].pop(LAYER), f"'{LAYER}.weight'"),
         (lambda c: c["quantization_config"]["tied"].update({"a.b": "c.d"}), "'a.b' and 'c.d'"),
+        (lambda c: c.update(dtype="x"), r"\[model\] expected a model .* got '.*model'"),
+        (lambda c: c.update(num_attention_heads=0), r"\[model\] expected a model .* got '.*model'"),
+        (lambda c: c.update(hidden_act="x"), r"\[load\] cannot build the model .*config\.json'"),
+        (lambda c: c.update(vocab_size=0), r"\[load\] cannot build the model .*config\.json'"),
     ],
 )  # fmt: skip
 def test_wrong_configuration_is_refused(
@@ -394,7 +398,7 @@ def test_quantize_checkpoint_with_gptq_keeps_the_tokenizer(
 
 def test_model_without_tokenizer_is_noted(tmp_path: Path) -> None:
     tiny_models.build("llama").save_pretrained(tmp_path / "float")
-    report = quantize_checkpoint(tmp_path / "float", "nf4", tmp_path / "out")
+    report = quantize_checkpoint(tmp_path / "float", "nf4-g16", tmp_path / "out")
     assert len(report.notes) == 1 and "no tokenizer, so none was written" in report.notes[0]
     with pytest.raises(ValueError, match=r"expected tokenizer files in .*float"):
         quantize_checkpoint(tmp_path / "float", "gptq-int4", tmp_path / "other")

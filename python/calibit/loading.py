@@ -181,7 +181,8 @@ def reading(source: str | Path) -> Iterator[None]:
             f"{_damaged(Path(source))} ({error}): copy or download it again"
         ) from error
     except (
-        OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, StrictDataclassError
+        OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError,
+        RuntimeError, StrictDataclassError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
         if len(reason) > _LONGEST_REASON:

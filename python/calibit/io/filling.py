@@ -11,9 +11,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibit import loading
 from calibit.io import shards
 from calibit.io.renaming import Files
 from calibit.modules import QuantizedLinear
+
+
+def empty(path: Path, trust_remote_code: bool) -> Any:
+    """The model that a folder's config.json describes, without values.
+
+    Raises:
+        ValueError: the configuration describes no model.
+    """
+    config = loading.read_config(path, trust_remote_code=trust_remote_code)
+    try:
+        return skeleton(config, trust_remote_code)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
+        raise ValueError(
+            f"[load] cannot build the model that {str(path / 'config.json')!r} describes: {error}"
+        ) from error
 
 
 def skeleton(config: Any, trust_remote_code: bool) -> Any:

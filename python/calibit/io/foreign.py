@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibit import loading, structure
+from calibit import structure
 from calibit.io import filling, native, shards
 from calibit.io.layout import Decode, Reader
 from calibit.io.layouts import READERS
@@ -72,7 +72,7 @@ def load(
         decode = reader.decoder(section, float_activations)
     except ValueError as error:
         raise ValueError(f"[load] cannot use quantization_config in {file}: {error}") from error
-    model = _empty(path, trust_remote_code)
+    model = filling.empty(path, trust_remote_code)
     with shards.Reader(path) as files:
         _fill_quantized_(model, reader, decode, files)
         tied = _ties(model, files)
@@ -105,24 +105,6 @@ def _reader(section: Mapping[str, Any], file: str) -> Reader:
         known = ", ".join([native.METHOD, *READERS])
         raise ValueError(f"[load] expected quant_method in {file} to be of {known}, got {method!r}")
     return READERS[method]
-
-
-def _empty(path: Path, trust_remote_code: bool) -> Any:
-    """The model that config.json describes, without values."""
-    config = loading.read_config(path, trust_remote_code=trust_remote_code)
-    try:
-        return filling.skeleton(config, trust_remote_code)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
-        raise ValueError(
-            f"[load] cannot build the model that {str(path / 'config.json')!r} describes: {error}"
-        ) from error
 
 
 def _fill_quantized_(

@@ -171,12 +171,9 @@ def load(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         ValueError: the folder is no calibit checkpoint, or a tensor is missing, unexpected, of
             another shape or dtype, or unreadable; the message names the file and the tensor.
     """
-    from transformers import AutoConfig
-
     path = Path(path)
     section = _read_section(path)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    model = filling.skeleton(config, trust_remote_code)
+    model = filling.empty(path, trust_remote_code)
     with shards.Reader(path) as files:
         _fill_quantized_(model, section["modules"], files)
         filling.fill_float_(model, section["tied"], files)
