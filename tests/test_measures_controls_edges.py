@@ -752,3 +752,17 @@ def test_attribution_finds_the_layer_and_bounds_all():
         attribute(solo, np.zeros_like(solo), np.zeros(300))
     with pytest.raises(ValueError, match=r"\[shares\] expected finite solo and restored"):
         m.shares([1.0], [1.0, 2.0], 3.0)
+
+
+def test_prediction_sets_of_answers_far_below_the_smallest_probability_of_one_less_p():
+    """Of half the items p_y is exp(-40) or less and 1 - p_y is 1: sets were full."""
+    n = np.arange(200)
+    score = np.where(n % 2, 40.0 + n, 1.0)
+    z = np.stack([-score, np.zeros(200), np.full(200, -300.0)], axis=1)
+    split = n < 100
+    found = m.conformal_transfer(z, z, np.zeros(200, int), calibration=split, resampling=FEW)
+    # rank 91 of 100: 50 items with score 1, then 41, 43, ...: the 41st of these has 40 + 81
+    expected = score[~split] <= 40.0 + 81.0 + 1e-9
+    assert found.rank == 91 and found.q_a == 1.0
+    assert found.a.coverage == expected.mean() == 0.5
+    assert found.a.size == pytest.approx(1.0 + expected.mean())

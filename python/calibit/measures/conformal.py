@@ -3,6 +3,9 @@
 The score is 1 - p_y (least ambiguous sets, Sadinle, Lei and Wasserman 2019): the set of an item
 holds every choice with 1 - p_k <= q, where q is the ceil((n + 1)(1 - alpha))-th smallest score of
 the calibration items. For exchangeable items it covers the truth with probability 1 - alpha.
+
+Scores are compared as -log p, which orders them alike: long answers often have p below 1e-16, where
+1 - p is 1 for all of them and a set would hold every choice.
 """
 
 from __future__ import annotations
@@ -127,7 +130,7 @@ def conformal_transfer(
             f"[conformal_transfer] expected calibration and test items among {pair.n}, "
             f"got {int(np.sum(chosen))} calibration items"
         )
-    score_a, score_b = (1.0 - d.of(pair.gold)[0] for d in (pair.a, pair.b))
+    score_a, score_b = (-d.of(pair.gold)[1] for d in (pair.a, pair.b))
     q_a, q_b = _quantile(score_a[chosen], alpha), _quantile(score_b[chosen], alpha)
     test, gold_test = np.flatnonzero(~chosen), pair.gold[~chosen]
     sides = [(pair.a.take(test), q_a), (pair.b.take(test), q_a), (pair.b.take(test), q_b)]
@@ -139,8 +142,8 @@ def conformal_transfer(
         int(chosen.sum()),
         len(test),
         _rank(int(chosen.sum()), alpha),
-        None if math.isinf(q_a) else q_a,
-        None if math.isinf(q_b) else q_b,
+        _shown(q_a),
+        _shown(q_b),
         facts[0],
         facts[1],
         facts[2],
@@ -259,12 +262,12 @@ def conformal_ladder(
             f"{int(chosen.sum())} of {first.n} to calibrate on"
         )
     test = np.flatnonzero(~chosen)
-    q = _quantile(1.0 - first.a.of(first.gold)[0][chosen], alpha)
+    q = _quantile(-first.a.of(first.gold)[1][chosen], alpha)
     models, gold = [first.a, *(pair.b for pair in pairs)], first.gold[test]
     covered, size = zip(*(_sets(one.take(test), q, gold) for one in models), strict=True)
     return ConformalLadder(
         alpha,
-        None if math.isinf(q) else q,
+        _shown(q),
         int(chosen.sum()),
         len(test),
         tuple(_facts(c, s) for c, s in zip(covered, size, strict=True)),
@@ -281,9 +284,14 @@ def _quantile(scores: np.ndarray, alpha: float) -> float:
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
 
 
+def _shown(q: float) -> float | None:
+    """The quantile of 1 - p, from that of -log p; None where infinite."""
+    return None if math.isinf(q) else -math.expm1(-q)
+
+
 def _sets(d: Distributions, q: float, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether the set holds the right choice, and its size, float64 [n] each."""
-    inside = 1.0 - d.p <= q
+    inside = -d.log_p <= q
     covered = inside[d.offsets[:-1] + gold]
     sizes = np.add.reduceat(inside.astype(np.float64), d.offsets[:-1])
     return covered.astype(np.float64), sizes
