@@ -118,6 +118,24 @@ def test_plan_gives_each_layer_its_first_match() -> None:
     assert model.config.quantization_config["modules"] == schemes
 
 
+@pytest.mark.parametrize(
+    "plan", [{"*": "int8", "mlp": "nf4"}, {"mlp": "keep", "up_proj": "nf4", "*": "int8"}]
+)
+def test_pattern_that_never_decides_is_refused(plan: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"special cases first, got '\w+' which never decides"):
+        quantize_model(tiny_models.build("llama"), plan)
+
+
+def test_pattern_that_repeats_what_is_decided_is_not_refused() -> None:
+    plan = {"*": "int8", "mlp": "int8", "lm_head": "keep"}
+    assert len(quantize_model(tiny_models.build("llama"), plan).modules) == 14
+
+
+def test_skip_that_is_no_regular_expression_is_named() -> None:
+    with pytest.raises(ValueError, match=r"\[skip\] expected a regular expression .* 're:\('"):
+        quantize_model(tiny_models.build("llama"), "nf4", skip="re:(")
+
+
 def test_plan_may_be_a_json_file(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"lm_head": "int8-row", "layers.0": "nf4"}))

@@ -199,6 +199,8 @@ def survey(model: nn.Module, plan: plans.Plan, *, skip: str | Sequence[str] = ()
         ValueError: a pattern of the plan or of `skip` matches no layer.
     """
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    for pattern in skip:
+        plans.check_pattern(pattern, "skip")
     fused = structure.fused_parameters(model)
     layers = structure.layers_to_be(model, fused)
     head = structure.head_name(model)

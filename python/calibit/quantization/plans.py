@@ -111,18 +111,27 @@ def assign(plan: Plan, names: Iterable[str], head: str | None) -> dict[str, Sche
         head: name of the output head, or None.
 
     Raises:
-        ValueError: a pattern matches no layer; the message lists the nearest names.
+        ValueError: a pattern matches no layer; the message lists the nearest names. A pattern whose
+            layers all match patterns before it, with other schemes.
     """
     names = tuple(names)
     matched = {pattern: [n for n in names if matches(pattern, n)] for pattern, _ in plan.rules}
     check_matched(matched, names, "plan")
     assigned: dict[str, Scheme | None] = {}
+    deciding: dict[str, str] = {}
     for name in names:
         rule = next(((p, s) for p, s in plan.rules if name in matched[p]), None)
         pattern, scheme = rule if rule is not None else ("", None)
         if name == head and scheme is not None and "head" not in scheme.options:
             scheme = scheme if matched[pattern] == [name] else None
-        assigned[name] = scheme
+        assigned[name], deciding[name] = scheme, pattern
+    for pattern, scheme in plan.rules:
+        hits = matched[pattern]
+        if pattern not in deciding.values() and any(assigned[name] != scheme for name in hits):
+            raise ValueError(
+                f"[plan] expected special cases first, got {pattern!r} which never decides: "
+                f"{hits[0]!r} matches {deciding[hits[0]]!r} before it; change their order"
+            )
     return assigned
 
 
@@ -136,6 +145,17 @@ def check_matched(matched: Mapping[str, list[str]], names: tuple[str, ...], what
             f"[{what}] expected patterns that match a linear layer, got {pattern!r} which matches "
             f"none of {len(names)}; near: {', '.join(near) if near else 'no layer at all'}"
         )
+
+
+def check_pattern(pattern: str, what: str) -> None:
+    """Refuse a pattern that is no regular expression although it says so."""
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise ValueError(
+                f"[{what}] expected a regular expression after 're:', got {pattern!r}: {error}"
+            ) from error
 
 
 def near_names(pattern: str, names: tuple[str, ...]) -> list[str]:
@@ -171,13 +191,7 @@ def _from_mapping(mapping: Mapping[str, Any], source: str) -> Plan:
 
 def _rule(pattern: str, value: str | Scheme, source: str) -> Scheme | None:
     """The scheme of one rule; None for `keep`."""
-    if pattern.startswith("re:"):
-        try:
-            re.compile(pattern[3:])
-        except re.error as error:
-            raise ValueError(
-                f"[{source}] expected a regular expression after 're:', got {pattern!r}: {error}"
-            ) from error
+    check_pattern(pattern, source)
     if value == KEEP:
         return None
     scheme = value if isinstance(value, Scheme) else schemes.parse(value)
