@@ -322,6 +322,14 @@ def test_an_object_of_slices_is_read(write: Write) -> None:
             load(str(write({**GOOD, "slices": wrong})))
 
 
+def test_a_label_as_text_is_no_slice_and_a_task_is_a_name(write: Write) -> None:
+    (item,) = load(str(write({**GOOD, "label": "1", "task": None})))
+    assert (item.gold, item.slices, item.task) == (1, {}, "rows")
+    for wrong in (["a"], "", True):
+        with pytest.raises(ValueError, match="line 1: expected 'task' to be a name"):
+            load(str(write({**GOOD, "task": wrong})))
+
+
 def test_two_equal_choices_of_an_item_are_noted(write: Write) -> None:
     row = {"context": "", "choices": ["3", "4", "4"], "label": 0}
     path = str(write({**GOOD, "id": "good"}, {**row, "id": "a"}, {**row, "id": "b"}))

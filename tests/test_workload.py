@@ -560,6 +560,7 @@ def test_prompts_are_read_with_their_turns_answers_and_slices(tmp_path: Path) ->
         ({"prompt": "a", "answer": {"is": 1}}, r"expected a text or one of exact, regex"),
         ({"prompt": "a", "answer": {"regex": "("}}, r"expected a regular expression"),
         ({"prompt": "a", "answer": {"json_schema": {"type": 7}}}, r"expected a JSON Schema"),
+        ({"prompt": "a", "answer": {"regex": ["a"]}}, r"expected a pattern for regex, got \['a'\]"),
     ],
 )
 def test_prompts_that_cannot_be_read_name_the_line(
@@ -582,6 +583,10 @@ def test_prompts_that_cannot_be_read_name_the_line(
         (Answer("json_schema", schema={"required": ["a"]}), '{"b": 2}', False, '{"b": 2}'),
         (Answer("json_schema", schema={}, value={"a": 1}), '{"a": 2}', False, '{"a": 2}'),
         (Answer("json_schema", schema={}), "no { json", False, None),
+        (Answer("json_schema", schema={}, value={"a": 1}), '{"a": 1.0}', True, '{"a": 1.0}'),
+        (Answer("json_schema", value={"a": [True]}), '{"a": [1]}', False, '{"a": [1]}'),
+        (Answer("json_schema", value={"a": 0}), '{"a": false}', False, '{"a": false}'),
+        (Answer("json_schema", schema={}), '{"a":' * 3000, False, None),
     ],
 )
 def test_answers_are_judged(answer: Answer, text: str, right: bool, got: str | None) -> None:

@@ -57,7 +57,9 @@ class Answer:
         if kind == EXACT:
             return cls(EXACT, content)
         if kind == REGEX:
-            return cls(REGEX, source.get("value"), pattern=str(content))
+            if not isinstance(content, str):
+                raise ValueError(f"[answer] expected a pattern for regex, got {content!r}")
+            return cls(REGEX, source.get("value"), pattern=content)
         return cls(SCHEMA, source.get("value"), schema=content)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class Answer:
             return False, None
         shown = json.dumps(found, ensure_ascii=False)
         fits = _validator(json.dumps(self.schema)).is_valid(found)
-        return bool(fits) and (self.value is None or found == self.value), shown
+        return bool(fits) and (self.value is None or _same(found, self.value)), shown
 
 
 def first_json(text: str) -> Any:
@@ -105,9 +107,18 @@ def first_json(text: str) -> Any:
     while start >= 0:
         try:
             return json.JSONDecoder().raw_decode(text, start)[0]
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or brackets in brackets without end
             start = text.find("{", start + 1)
     return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; true is no 1, as it is for Python."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 @functools.cache

@@ -114,4 +114,4 @@ def _gold(row: Row, columns: Columns, count: int) -> tuple[int | None, tuple[int
 def _slices(row: Row, columns: Columns) -> dict[str, str]:
     if columns.slices is not None:
         return {key: row.text(key) for key in columns.slices}
-    return row.slices({*_USED, *columns.texts})
+    return row.slices({*_USED, *columns.texts, columns.gold})

@@ -226,7 +226,11 @@ def _verbatim(path: Path, options: Options) -> Loaded:
     stem = path.stem + ("_verbatim" if path.stem in TASKS else "")
 
     def name(row: Row, _: Columns) -> str:
-        own = row.fields.get("task", stem)
+        own = row.fields.get("task")
+        if own is None:
+            return stem
+        if not isinstance(own, str | int) or isinstance(own, bool) or not str(own):
+            raise row.wrong("'task' to be a name", own, "write a text, or leave the field out")
         return f"{own}_verbatim" if own in TASKS else str(own)
 
     items = build_items(read_rows(path), (LOCAL,), Wording("{context}"), prepare.nothing, name)
