@@ -52,6 +52,7 @@ def test_jsonl_fields(tmp_path: Path) -> None:
         ('{"text": "a"}\n{"text": ', r"JSON object in line 2 of rows.jsonl"),
         ('["a"]\n', r"in line 1 of rows.jsonl, got \[\"a\"\]"),
         (b"\xff\xfe", "expected UTF-8, got rows.jsonl"),
+        ('{"text": "\\ud800"}', r"line 1 of rows.jsonl, got half of a surrogate pair"),
     ],
 )
 def test_jsonl_that_is_refused(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -68,6 +69,20 @@ def test_lines_of_jsonl_end_at_line_ends_only(tmp_path: Path) -> None:
     rows = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
     file.write_bytes("\r\n".join(rows).encode())
     assert documents.read(file)[0] == texts
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, content in (("a.JSONL", '{"text": "b c"}'), ("a.txt", "b c")):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert documents.read(tmp_path / name)[0] == ["b c"]
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"text": "a"}]')
+    with pytest.raises(ValueError, match=r"JSON Lines in a file \*\.jsonl, got rows\.json"):
+        documents.read(tmp_path / "rows.json")
+    with pytest.raises(FileNotFoundError, match="which is a folder"):
+        documents.read(tmp_path)
 
 
 def test_a_name_that_is_nothing() -> None:

@@ -51,26 +51,35 @@ def read(source: str | Path) -> tuple[list[str], str]:
         return _from_hub(text), text
     path = Path(source)
     if not path.is_file():
+        wrong = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(
             f"[calibration] expected '{PYDOC}', '{C4}', '{SELF}', '{HUB}NAME' or a text file, got "
-            f"{text!r} which does not exist"
+            f"{text!r} which {wrong}"
         )
-    if path.suffix == ".jsonl":
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
         return list(_lines(path)), path.name
+    if kind == ".json":
+        raise ValueError(
+            f"[calibration] expected text, or JSON Lines in a file *.jsonl, got {path.name}: its "
+            "brackets and quotes are not what a model reads; write a JSON object a line, with "
+            f"one of {', '.join(FIELDS)}"
+        )
+    return [_text_of(path)], path.name
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file, without a byte order mark."""
     try:
-        return [path.read_text(encoding="utf-8")], path.name
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"[calibration] expected UTF-8, got {path.name}: {error}") from error
 
 
 def _lines(path: Path) -> Iterator[str]:
     """The documents of a JSONL file."""
-    try:
-        # Not splitlines: strings in JSON may hold U+0085, U+2028 and U+2029 as they are.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"[calibration] expected UTF-8, got {path.name}: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    # Not splitlines: strings in JSON may hold U+0085, U+2028 and U+2029 as they are.
+    for number, line in enumerate(_text_of(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -85,6 +94,13 @@ def _lines(path: Path) -> Iterator[str]:
                 f"[calibration] expected one of {', '.join(FIELDS)} in line {number} of "
                 f"{path.name}, got {line:.60}"
             )
+        try:
+            document.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"[calibration] expected text in line {number} of {path.name}, got half of a "
+                f"surrogate pair: {error}"
+            ) from error
         yield document
 
 
