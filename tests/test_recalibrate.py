@@ -68,6 +68,15 @@ def test_temperature_from_run_to_evaluation(
     assert float(result.deltas["nll"]) < 0 and result.flips.all_flips == 0
     assert any("b: its scores went through the temperature map" in w for w in result.warnings)
     assert all(check.passed for check in result.checks if check.check == "self-comparison")
+    failed = [check.detail for check in result.checks if check.check == "calibration map"]
+    assert failed == [
+        "b: the temperature map was fitted on these very items: fit it on others",
+    ]
+    assert result.verdict().verdict == "inconclusive"
+    assert result.verdict().reasons[0].startswith("The self-audit failed: calibration map (b:")
+    other = Run.of({**warm.meta, "recalibration": {**stored, "items_hash": "0"}}, warm.items())
+    found = compare(bare, other, **FEW).checks
+    assert [check.passed for check in found if check.check == "calibration map"] == [True]
 
 
 def test_a_run_with_and_one_without_the_map_are_other_jobs(work: Path, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from calibit.comparison.pairing import SAME_META, Paired, RunLike, by_key
 from calibit.comparison.texts import TextComparison
+from calibit.measures.gain import TOP_LABEL_METHODS
 from calibit.measures.scores import Scores
 from calibit.measures.self_audit import MOST_CUT, Check, self_audit, self_comparison
-from calibit.runs import Run
+from calibit.recalibration import IDENTITY, items_hash
+from calibit.runs import RECALIBRATION, Run
 
 
 def checks_of(
@@ -33,6 +35,7 @@ def checks_of(
         if prompts:
             detail = f"{name}: {cut} of {prompts} prompts cut to fit (limit {MOST_CUT:.0%})"
             found.append(Check("cut prompts", cut <= MOST_CUT * prompts, cut, None, detail))
+        found += _in_sample(run, scores.rule, name)
         stored = _stored(run, scores.rule)
         if stored is not None:
             found.append(self_comparison(run.scores(scores.rule), stored, name=name))
@@ -78,6 +81,18 @@ def _stored(run: RunLike, rule: str) -> Scores | None:
     if run.path is not None:
         return Run.load(run.path).scores(rule)
     return Run.of(run.meta, [json.loads(json.dumps(line)) for line in run.items()]).scores(rule)
+
+
+def _in_sample(run: RunLike, rule: str, name: str) -> list[Check]:
+    """Fails where a run is judged on the items that its recalibration map was fitted on: they show
+    the map better than it is. A map of the top answer's confidence leaves the scores alone."""
+    applied = run.meta.get(RECALIBRATION)
+    if applied is None or applied["method"] in (IDENTITY, *TOP_LABEL_METHODS):
+        return []
+    same = applied["items_hash"] == items_hash(run.scores(rule))
+    where = "these very items: fit it on others" if same else "other items"
+    detail = f"{name}: the {applied['method']} map was fitted on {where}"
+    return [Check("calibration map", not same, applied["n"] * same, None, detail)]
 
 
 def _lost_items(paired: Paired) -> list[Check]:
