@@ -15,6 +15,7 @@ import torch
 import tiny_models
 import tiny_tokenizers
 from audit_cases import job_of, prepare, save_model
+from calibit.attribution.job import AttributionJob
 from calibit.auditing import Audit, Job, assembly, audit, driver, models, run_job
 from calibit.auditing import job as jobs
 from calibit.auditing.assembly import policy_of
@@ -184,6 +185,22 @@ def test_changed_input_is_another_job(folder: Path, tmp_path: Path) -> None:
     assert [key for key in first if first[key] != second[key]] == ["inputs"]
     with pytest.raises(ValueError, match=r"the content of .*text\.txt has changed"):
         jobs._check_same(tmp_path, first, second)
+
+
+def test_changed_codebook_is_another_job(folder: Path, tmp_path: Path) -> None:
+    """Named by a scheme, or by a scheme of a plan."""
+    book, plan = tmp_path / "book.txt", tmp_path / "plan.json"
+    plan.write_text(json.dumps({"*": f"gptq-{book}-g32"}))
+    for scheme in (f"{book}-g32", str(plan)):
+        found = []
+        for values in ("-1 -0.5 0 1", "-1 0 0.5 1"):
+            book.write_text(values)
+            found.append(job_of(folder, schemes=(scheme,)).to_dict())
+        with pytest.raises(ValueError, match=r"the content of .*book\.txt has changed"):
+            jobs._check_same(tmp_path, *found)
+        audit = job_of(folder, schemes=())
+        ours = AttributionJob(audit, f"{book}-g32", ("int8", "keep")).to_dict()
+        assert ours["inputs"][str(book)] == found[1]["inputs"][str(book)]
 
 
 def test_folder_with_other_files_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from calibit.auditing.job import Job
+from calibit.auditing.job import Job, codebook_files, fingerprint
 
 SCHEMA = "calibit.attribution/1"
 OBJECTIVES = ("kl", "conf_true", "nll")
@@ -45,9 +46,15 @@ class AttributionJob:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types, with a fingerprint of every local input."""
+        from calibit.quantization.plans import KEEP
+
         own = {key: value for key, value in asdict(self).items() if key != "audit"}
         own["upgrades"] = list(self.upgrades)
-        return {**self.audit.to_dict(), **own, "schema": SCHEMA}
+        audit = self.audit.to_dict()
+        schemes = (self.scheme, *self.upgrades)
+        for file in codebook_files(scheme for scheme in schemes if scheme != KEEP):
+            audit["inputs"][file] = fingerprint(Path(file))
+        return {**audit, **own, "schema": SCHEMA}
 
 
 def budget_bytes(text: str, weights: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -142,11 +142,25 @@ class Job:
         named = [self.model, *self.candidates, *self.schemes, self.text, self.calibration]
         named += [task.rpartition("=")[2] for task in self.tasks]
         named += filter(None, _optional(self))
+        named += codebook_files(self.schemes)
         return [name for name in dict.fromkeys(named) if Path(name).exists()]
 
 
 def _optional(job: Job) -> tuple[str | None, ...]:
     return job.include_path, job.workload, job.parallel_text, job.word_frequency
+
+
+def codebook_files(schemes: Iterable[str]) -> list[str]:
+    """The codebook files that schemes, or the plans in files, name.
+
+    Raises:
+        ValueError: unknown scheme, or a file that is no plan.
+        FileNotFoundError: a plan file that does not exist.
+    """
+    from calibit.quantization import plans
+
+    found = (scheme for text in schemes for scheme in plans.load(text).schemes)
+    return [scheme.format for scheme in found if scheme.codebook is not None]
 
 
 def local(source: str | Path) -> str:
