@@ -14,7 +14,8 @@ from calibit import cli
 from calibit.auditing.inputs import read_inputs
 from calibit.auditing.planning import plan, sentence
 from calibit.measures import mde_accuracy, mde_mean, n_needed
-from calibit.measures.power import power_at
+from calibit.measures.intervals import tango
+from calibit.measures.power import MANY_CHANGED, power_at, share_n_needed, share_power_at
 from calibit.measures.slices import N_MIN
 from calibit.verdict import Policy
 from calibit.verdict.gates import least_items
@@ -43,6 +44,40 @@ def test_power_is_the_share_of_simulated_runs_that_pass() -> None:
     assert power_at(n, sd, margin, damage=0.01) == pytest.approx(share, abs=0.014)
 
 
+@pytest.mark.parametrize(
+    ("n", "rate", "margin"), [(125, 0.01, 0.03), (40, 0.3, 0.2), (1, 0.5, 0.1)]
+)
+def test_power_of_a_share_is_the_sum_over_every_table(n: int, rate: float, margin: float) -> None:
+    total = 0.0
+    for changed in range(n + 1):
+        chance = math.comb(n, changed) * rate**changed * (1 - rate) ** (n - changed)
+        if chance < 1e-13:
+            continue
+        for lost in range(changed + 1):
+            lower = tango(lost, changed - lost, n).lower
+            assert lower is not None
+            total += chance * math.comb(changed, lost) / 2**changed * (-lower < margin)
+    # 126 chances below 1e-13 left out
+    assert share_power_at(n, rate, margin) == pytest.approx(total, abs=1e-10)
+
+
+def test_a_share_with_few_changes_needs_more_than_the_normal_approximation_says() -> None:
+    needed = share_n_needed(0.02, 0.03)
+    assert share_power_at(needed, 0.02, 0.03) >= 0.8 > share_power_at(needed - 1, 0.02, 0.03)
+    assert (n_needed(math.sqrt(0.02), 0.03), needed) == (175, 280)
+    assert share_power_at(175, 0.02, 0.03) < 0.55
+    assert share_n_needed(0.0, 0.03) == least_items(0.03, 0.95)
+    with pytest.raises(ValueError, match=r"a flip rate of 0 to 1, got 9 and 1\.5"):
+        share_power_at(9, 1.5, 0.03)
+
+
+def test_many_changed_answers_are_nearly_normal() -> None:
+    n = 10 * MANY_CHANGED
+    both = share_power_at(n, 0.1, 0.005), share_power_at(n + 1, 0.1, 0.005)
+    assert both[1] == power_at(n + 1, math.sqrt(0.1), 0.005)
+    assert both[0] == pytest.approx(both[1], abs=1e-3)
+
+
 @pytest.mark.parametrize(("n", "sd"), [(0, 0.1), (10, 0.0), (10, math.nan)])
 def test_power_refuses(n: int, sd: float) -> None:
     with pytest.raises(ValueError, match=r"\[power\] expected at least 1 item and a spread"):
@@ -55,7 +90,8 @@ def test_rows_are_those_of_the_measures() -> None:
     one = found["one", "acc"]
     # (1.9599639845 + 0.8416212336) * sqrt(0.088 / 500)
     assert one.mde == pytest.approx(0.0371672279, abs=1e-10) == mde_accuracy(500, 0.088)
-    assert one.needed == n_needed(math.sqrt(0.088), 0.03)
+    assert one.needed == share_n_needed(0.088, 0.03) > (n_needed(math.sqrt(0.088), 0.03) or 0)
+    assert one.power == share_power_at(500, 0.088, 0.03)
     assert found[ALL, "acc"].n == 800
     assert found[ALL, "nll"].mde == mde_mean(800, SPREADS["nll"])
     assert found[ALL, "gen_acc"].n == 40

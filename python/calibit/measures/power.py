@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from calibit.measures.intervals import two_sided_z
+import numpy as np
+
+from calibit.measures.intervals import tango_bounds, two_sided_z
 
 DEFAULT_ALPHA = 0.05
 DEFAULT_POWER = 0.8
+MANY_CHANGED = 2000
+"""From so many changed answers on the normal approximation of a share's power errs by less than
+0.001."""
 
 
 def detection_z(*, alpha: float = DEFAULT_ALPHA, power: float = DEFAULT_POWER) -> float:
@@ -99,3 +104,77 @@ def n_needed(
     if damage >= margin:
         return None
     return math.ceil((detection_z(alpha=alpha, power=power) * sd / (margin - damage)) ** 2)
+
+
+def share_power_at(
+    n: int, flip_rate: float, margin: float, *, alpha: float = DEFAULT_ALPHA
+) -> float:
+    """Probability that Tango's interval shows the loss of a share to lie below a margin where
+    nothing is lost: answers change, as many for the better as for the worse.
+
+    With few changed answers the normal approximation of `power_at` is far off: of 125 items of
+    which 1 % change it says 92 %, and the interval passes a margin of 3 points in 58 %.
+
+    Args:
+        n: number of items.
+        flip_rate: share of items whose correctness changes, 0 to 1.
+        margin: largest acceptable loss.
+        alpha: two-sided error.
+
+    Raises:
+        ValueError: for fewer than one item, or a flip rate outside [0, 1].
+    """
+    from scipy.special import bdtr, gammaln, xlog1py, xlogy
+
+    if n < 1 or not 0.0 <= flip_rate <= 1.0:
+        raise ValueError(
+            f"[power] expected at least 1 item and a flip rate of 0 to 1, got {n} and {flip_rate}"
+        )
+    if n * flip_rate > MANY_CHANGED:
+        return power_at(n, math.sqrt(flip_rate), margin, alpha=alpha)
+    spread = 9.0 * math.sqrt(n * flip_rate * (1.0 - flip_rate)) + 9.0  # beyond it less than 1e-12
+    changed = np.arange(
+        max(0, math.floor(n * flip_rate - spread)), min(n, math.ceil(n * flip_rate + spread)) + 1
+    )
+    ways = gammaln(n + 1) - gammaln(changed + 1) - gammaln(n - changed + 1)
+    chance = np.exp(ways + xlogy(changed, flip_rate) + xlog1py(n - changed, -flip_rate))
+    most = _most_lost(changed.astype(np.float64), float(n), margin, two_sided_z(1.0 - alpha))
+    passes = np.where(most < 0, 0.0, bdtr(np.maximum(most, 0.0), changed, 0.5))
+    return float(min(1.0, np.sum(chance * passes)))
+
+
+def _most_lost(changed: np.ndarray, n: float, margin: float, z: float) -> np.ndarray:
+    """Most lost answers among the changed with which the loss is shown to lie below the margin;
+    below 0 where it never is. float64 [m]."""
+    passing, failing = np.full(len(changed), -1.0), changed + 1.0
+    while (failing - passing > 1.0).any():
+        lost = np.clip(np.floor((passing + failing) / 2.0), 0.0, changed)
+        lower, _ = tango_bounds(lost, changed - lost, np.full(len(changed), n), z)
+        below = -lower < margin
+        passing, failing = np.where(below, lost, passing), np.where(below, failing, lost)
+    return passing
+
+
+def share_n_needed(
+    flip_rate: float,
+    margin: float,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    power: float = DEFAULT_POWER,
+) -> int:
+    """Items needed to show that no share is lost, by Tango's interval (`share_power_at`).
+
+    Args:
+        flip_rate: share of items whose correctness changes, 0 to 1.
+        margin: largest acceptable loss.
+        alpha: two-sided error.
+        power: probability of showing it.
+    """
+    low, high = 0, n_needed(math.sqrt(flip_rate), margin, alpha=alpha, power=power) or 1
+    while share_power_at(high, flip_rate, margin, alpha=alpha) < power:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = share_power_at(middle, flip_rate, margin, alpha=alpha) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from calibit.measures.power import DEFAULT_POWER, detection_z, mde_mean, n_needed, power_at
+from calibit.measures.power import (
+    DEFAULT_POWER,
+    detection_z,
+    mde_mean,
+    n_needed,
+    power_at,
+    share_n_needed,
+    share_power_at,
+)
 from calibit.measures.slices import N_MIN
 from calibit.verdict.gates import least_items
 from calibit.verdict.policy import Policy
@@ -103,9 +111,13 @@ def _planned(
     task: str, metric: str, n: int, margin: float, sd: float, assumed: bool, level: float
 ) -> Planned:
     alpha = 1.0 - level
-    least = least_items(margin, level) if metric in _SHARES else N_MIN
-    found = power_at(n, sd, margin, alpha=alpha) if n >= least else 0.0
-    needed = max(n_needed(sd, margin, alpha=alpha) or 0, least)
+    if metric in _SHARES and sd <= 1.0:
+        found = share_power_at(n, sd**2, margin, alpha=alpha)
+        needed = share_n_needed(sd**2, margin, alpha=alpha)
+    else:  # a mean, or a share whose items form clusters
+        least = least_items(margin, level) if metric in _SHARES else N_MIN
+        found = power_at(n, sd, margin, alpha=alpha) if n >= least else 0.0
+        needed = max(n_needed(sd, margin, alpha=alpha) or 0, least)
     mde = mde_mean(n, sd, alpha=alpha)
     return Planned(task, metric, n, margin, sd, assumed, mde, found, needed)
 
