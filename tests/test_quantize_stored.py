@@ -284,6 +284,20 @@ def test_a_link_that_leads_nowhere_is_no_new_folder(tmp_path: Path) -> None:
         quantize_checkpoint(source_of("llama", tmp_path), "nf4", tmp_path / "out")
 
 
+def test_output_that_cannot_be_made_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, opened = source_of("llama", tmp_path), []
+    monkeypatch.setattr(residency, "opened", lambda *a, **k: opened.append(a))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"\[quantize\] cannot create '.*x': '.*file' is no folder"):
+        quantize_checkpoint(source, "nf4", tmp_path / "file" / "deep" / "x")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
+    with pytest.raises(OSError, match=r"cannot create '.*x': '.*' cannot be written"):
+        quantize_checkpoint(source, "nf4", tmp_path / "new" / "x")
+    assert opened == []
+
+
 def test_a_job_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:
     source = source_of("llama", tmp_path)
     with pytest.raises(ValueError, match="token ids below"):

@@ -43,12 +43,22 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_new(path: Path, what: str) -> None:
-    """Refuse an output folder that exists, be it a link that leads nowhere."""
+    """Refuse an output folder that exists, be it a link that leads nowhere, and one that cannot be
+    made: before work that takes hours.
+
+    Raises:
+        FileExistsError: it exists.
+        OSError: the folder above it is none, or nothing can be written into it.
+    """
     if os.path.lexists(path):
         raise FileExistsError(
             f"[{what}] expected a new folder, got {str(path)!r} which exists: choose another name "
             "or remove it"
         )
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "cannot be written" if above.is_dir() else "is no folder"
+        raise OSError(f"[{what}] cannot create {str(path)!r}: {str(above)!r} {reason}")
 
 
 @contextmanager
