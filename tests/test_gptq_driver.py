@@ -15,9 +15,10 @@ from torch import nn
 import tiny_models
 from calibit import solver, structure
 from calibit.modules import QuantizedLinear
-from calibit.quantization import calibration_text, quantize_model
+from calibit.quantization import calibration_text, quantize_model, standing
 from calibit.quantization.hessian import HessianCapture
 from calibit.quantization.memory import Memory
+from calibit.quantization.order import order_of
 from calibit.tasks import texts
 from calibit.weight import quantize
 
@@ -244,7 +245,11 @@ def summed(model: nn.Module, names: list[str], ids: torch.Tensor) -> dict[str, t
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGURATIONS)
-def test_block_by_block_gives_the_codes_of_whole_model_passes(name: str) -> None:
+def test_block_by_block_gives_the_codes_of_whole_model_passes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the arithmetic of the whole model's passes, to the last bit."""
+    monkeypatch.setattr(standing, "Dense", lambda layer: layer.forward)
     ids = tiny_models.tokens(5, 40)
     model = tiny_models.build(name)
     expected = reference_codes(copy.deepcopy(model), ids, SCHEME)
@@ -255,6 +260,26 @@ def test_block_by_block_gives_the_codes_of_whole_model_passes(name: str) -> None
     chosen = {row.name for row in report.modules if row.solver == "gptq"}
     assert len(chosen) >= len(found) - 1  # a layer may keep nearest rounding where that is better
     assert all(torch.equal(found[layer], expected[layer]) for layer in chosen)
+
+
+@pytest.mark.parametrize("scheme", [SCHEME, "int8-row-a8", "llm-int8", "gptq-nf4-actorder"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_calibration_multiplies_with_the_weights_that_layers_stand_for(
+    scheme: str, dtype: torch.dtype
+) -> None:
+    """Products of a float32 weight differ in rounding, those of a bfloat16 one by 8 bits of it."""
+    x = torch.randn(3, 7, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    hessian = torch.eye(64, dtype=torch.float64) if "gptq" in scheme else None
+    dense = torch.nn.Linear(64, 24).to(dtype)
+    layer = QuantizedLinear.from_linear(dense, scheme, hessian=hessian)
+    with torch.no_grad():
+        wanted, found = layer(x), standing.Dense(layer)(x)
+    assert found.dtype == dtype and found.shape == wanted.shape
+    limit = 1e-6 if dtype == torch.float32 else 2.0**-7
+    assert float((found - wanted).norm()) <= limit * float(wanted.norm())
+    if dtype == torch.float32:
+        with torch.no_grad():  # another dtype than the layer's: its own arithmetic
+            assert torch.equal(standing.Dense(layer)(x.half()), layer(x.half()))
 
 
 @pytest.mark.parametrize("scheme", [SCHEME, "gptq-nf4", "gptq-int4-g32-actorder", "gptq-int3-row"])
@@ -359,6 +384,73 @@ def test_layer_that_runs_twice_and_output_changed_in_place_are_calibrated_right(
     assert [row.solver for row in report.modules] == ["gptq"] * 6
     found = codes(model)
     assert all(torch.equal(found[layer], expected[layer]) for layer in expected)
+
+
+def test_memory_keeps_what_the_last_layer_of_a_module_reads_instead_of_its_parts() -> None:
+    memory, x = Memory(limit=4 * 16), torch.ones(4)
+    memory.begin(0)
+    before = memory.recall("q", lambda: torch.ones(4))
+    with memory.noting("o", ["q", "k"]) as note:
+        memory.recall("k", lambda: torch.ones(4))  # part of it: not kept
+        note(x)
+        with memory.paused():
+            note(torch.zeros(4))  # of the unquantized model
+            assert memory.input_of("o") is None
+    assert memory.input_of("o") is x
+    memory.begin(0)
+    assert memory.recall("q", lambda: torch.zeros(4)) is not before
+    memory.begin(1)
+    assert memory.input_of("o") is None
+    memory.recall("attention", lambda: torch.ones(4), ["o"])
+    memory.begin(0)
+    memory.recall("attention", lambda: torch.ones(4), ["o"])
+    assert memory.input_of("o") is None  # no longer needed
+    with memory.noting("o", []) as note:
+        note(x)
+    x.add_(1)
+    assert memory.input_of("o") is None
+
+
+def test_memory_leaves_half_of_its_room_to_what_costs_much() -> None:
+    memory = Memory(limit=4 * 16)
+    memory.begin(0)
+    kept = [memory.recall(name, lambda: torch.ones(4), cheap=True) for name in "abc"]
+    dear = [memory.recall(name, lambda: torch.ones(4)) for name in "de"]
+    memory.begin(0)
+    again = [memory.recall(name, lambda: torch.ones(4), cheap=True) for name in "abc"]
+    assert [x is y for x, y in zip(kept, again, strict=True)] == [True, True, False]
+    assert [memory.recall(n, lambda: torch.ones(4)) is d for n, d in zip("de", dear, strict=True)]
+
+
+class _Odd(torch.nn.Module):
+    """A block with modules that must run each time, and one that its last layer ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first = torch.nn.LayerNorm(8), torch.nn.Linear(8, 8)
+        self.relu, self.same = torch.nn.ReLU(inplace=True), torch.nn.Identity()
+        self.twice, self.last = torch.nn.Tanh(), torch.nn.Sequential(torch.nn.Linear(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.same(self.relu(self.first(self.norm(x))))
+        return x + self.last(self.twice(self.twice(y)))
+
+
+def test_order_names_the_modules_whose_output_stays_and_the_layer_that_ends_one() -> None:
+    model = torch.nn.ModuleDict({"block": _Odd()})
+    jobs = {
+        name: (structure.linear_layers(model)[name], None)
+        for name in ("block.first", "block.last.0")
+    }
+    x = torch.randn(1, 3, 8)
+    order = order_of(model, jobs, "block", lambda: model["block"](x))
+    assert order.subsets == [["block.first"], ["block.last.0"]]
+    # Not those that change what they read, return it, or run twice.
+    assert set(order.modules) == {"block.norm", "block.last"}
+    assert order.completed_by([]) == ["block.norm"] and order.completed_by(["block.first"]) == []
+    assert order.completed_by(["block.last.0"]) == ["block.last"]
+    assert order.ended_by(["block.last.0"]) == {"block.last.0": "block.last"}
+    assert order.parts("block.last") == {"block.last.0"}
 
 
 def test_memory_computes_an_output_once_a_sample_and_never_returns_a_changed_one() -> None:

@@ -24,11 +24,12 @@ from calibit.quantization.finished import FinishedBlocks
 from calibit.quantization.guard import Guard, HeldOut
 from calibit.quantization.hessian import Hessian, HessianCapture
 from calibit.quantization.layerwise import Curvature, Job, Reached, quantize_layer_
-from calibit.quantization.memory import Memory, Remembering, StandIn
+from calibit.quantization.memory import Memory
 from calibit.quantization.order import batches, order_of
 from calibit.quantization.replay import Call, NotReplayable, Replay, record
 from calibit.quantization.report import ModuleReport
 from calibit.quantization.residency import Weights
+from calibit.quantization.standing import StandIns, noted_input
 from calibit.quantization.unquantized import Block, Pull, Unquantized
 
 _SHORT = 32
@@ -142,7 +143,8 @@ def _solve_blocks_(
                     finished.add(model, name, rows)
                 else:
                     yield from rows
-                    with torch.no_grad():
+                    with torch.no_grad(), StandIns(model, Memory(0)) as standing:
+                        standing.replace(layers)
                         hidden = [c.run(block, each) for c, each in zip(calls, hidden, strict=True)]
             if guard is not None:
                 guard.after(index)
@@ -177,31 +179,20 @@ def _solve_block_(
     memory = Memory(0 if order.unreached else MEMORY_BYTES)
     inputs = zip(calls, hidden, strict=True)
     passes = [partial(_pass, memory, sample, *each, block) for sample, each in enumerate(inputs)]
-    finished: list[tuple[str, ...]] = []  # names of what has a stand-in
-    try:
+    with StandIns(model, memory) as standing:
+        standing.take_over(order, [])
         tokens = sum(each.numel() // each.shape[-1] for each in hidden)
         for names in order.subsets:
             part = {name: jobs[name] for name in names}
             once = order.once(names)
             pulled = None if beside is None or not once else partial(beside.pull, memory=memory)
-            moments = _moments(model, part, passes, once=once, pull=pulled)
+            with noted_input(model, order, names if once else [], memory):
+                moments = _moments(model, part, passes, once=once, pull=pulled)
             yield from _solve_(model, part, moments, tokens)
-            for each in names:
-                same = jobs[each][0].names
-                stand_in = Remembering(each, model.get_submodule(each), memory)
-                structure.replace_(model, same, stand_in)
-                finished.append(same)
-            for each in order.completed_by(names):
-                stand_in = Remembering(each, model.get_submodule(each), memory, order.modules[each])
-                structure.replace_(model, (each,), stand_in)
-                finished.append((each,))
+            standing.replace([jobs[name][0] for name in names])
+            standing.take_over(order, names)
         with torch.no_grad():
             return [run() for run in passes]
-    finally:
-        for same in reversed(finished):
-            module = model.get_submodule(same[0])
-            if isinstance(module, StandIn):
-                structure.replace_(model, same, module.stands_for)
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ class Memory:
     """Outputs of finished modules of one block, by sample, which later passes need not recompute.
 
     A layer's input is final once all layers before it are: its first output in a pass is the same
-    in every later one; so is that of a module whose every layer is finished. A module that is
-    called again in the same pass is computed again, and so is an output that the model has changed
-    in place.
+    in every later one; so is that of a module before whose end only finished layers run. A module
+    that is called again in the same pass is computed again, and so is an output that the model has
+    changed in place.
 
     Args:
         limit: bytes to keep at most.
@@ -48,9 +48,11 @@ class Memory:
 
     def __init__(self, limit: int) -> None:
         self._sample = 0
-        self._left = limit
+        self._limit = self._left = limit
         self._called: set[str] = set()
         self._outputs: dict[tuple[str, int], _Output] = {}
+        self._inputs: dict[tuple[str, int], _Output] = {}
+        self._passing: frozenset[str] = frozenset()
         self._paused = False
 
     def begin(self, sample: int) -> None:
@@ -67,13 +69,55 @@ class Memory:
         finally:
             self._paused = False
 
-    def recall(self, name: str, compute: Callable[[], Any], inside: Iterable[str] = ()) -> Any:
+    @contextmanager
+    def noting(
+        self, layer: str, parts: Collection[str]
+    ) -> Iterator[Callable[[torch.Tensor], None]]:
+        """Inside, what a layer reads is kept: yields what takes it in each pass.
+
+        Args:
+            layer: its output is that of the module around it.
+            parts: what runs inside that module; none of it runs again, so nothing of it is kept.
+        """
+
+        def note(x: torch.Tensor) -> None:
+            kept = _Output.of(x)
+            if kept is not None and kept.nbytes <= self._left and not self._paused:
+                self._left -= kept.nbytes
+                self._inputs[layer, self._sample] = kept
+                for part in parts:
+                    self._forget(part)
+
+        before = self._passing
+        self._passing = before.union(parts)
+        try:
+            yield note
+        finally:
+            self._passing = before
+
+    def input_of(self, layer: str) -> torch.Tensor | None:
+        """What a layer reads in the current sample; None where it was not kept, or has changed."""
+        kept = self._inputs.get((layer, self._sample))
+        if self._paused or kept is None or not kept.unchanged:
+            return None
+        found: torch.Tensor = kept.value
+        return found
+
+    def recall(
+        self,
+        name: str,
+        compute: Callable[[], Any],
+        inside: Iterable[str] = (),
+        *,
+        cheap: bool = False,
+    ) -> Any:
         """A module's output for the current sample, remembered or computed.
 
         Args:
             name: of the module.
             compute: runs it.
             inside: modules that only it runs: what is kept of them makes room for its output.
+            cheap: it costs little to compute: the second half of the memory is for others.
         """
         if self._paused:
             return compute()
@@ -83,19 +127,21 @@ class Memory:
         if first and known is not None and known.unchanged:
             return known.value
         output = compute()
-        if first and known is None:
+        if first and known is None and name not in self._passing:
             kept = _Output.of(output)
-            if kept is not None and kept.nbytes <= self._left:
+            free = self._left - self._limit // 2 if cheap else self._left
+            if kept is not None and kept.nbytes <= free:
                 self._left -= kept.nbytes
                 self._outputs[name, self._sample] = kept
                 for part in inside:
                     self._forget(part)
+                    gone = self._inputs.pop((part, self._sample), None)
+                    self._left += 0 if gone is None else gone.nbytes
         return output
 
     def _forget(self, name: str) -> None:
         gone = self._outputs.pop((name, self._sample), None)
-        if gone is not None:
-            self._left += gone.nbytes
+        self._left += 0 if gone is None else gone.nbytes
 
 
 @dataclass(frozen=True)
@@ -135,16 +181,34 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 class Remembering(StandIn):
-    """Stands in for a finished module: answers from memory where it can."""
+    """Stands in for a finished module: answers from memory where it can.
+
+    Args:
+        name: of the module.
+        module: the module.
+        memory: where its outputs are kept.
+        inside: modules that only it runs.
+        cheap: it costs little to compute.
+        compute: what gives its output, where not the module itself.
+    """
 
     def __init__(
-        self, name: str, module: nn.Module, memory: Memory, inside: Collection[str] = ()
+        self,
+        name: str,
+        module: nn.Module,
+        memory: Memory,
+        *,
+        inside: Collection[str] = (),
+        cheap: bool = False,
+        compute: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(module)
         self._name = name
         self._memory = memory
-        self._inside = inside  # layers that only this module runs
+        self._inside = inside
+        self._cheap = cheap
+        self._compute = compute or module.__call__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        compute = partial(self.stands_for, *args, **kwargs)
-        return self._memory.recall(self._name, compute, self._inside)
+        compute = partial(self._compute, *args, **kwargs)
+        return self._memory.recall(self._name, compute, self._inside, cheap=self._cheap)
