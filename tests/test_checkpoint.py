@@ -240,6 +240,13 @@ def test_wrong_tensor_is_named_with_its_file(
     assert "model.safetensors" in str(caught.value) or str(tmp_path) in str(caught.value)
 
 
+def test_parameter_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "model")
+    edit_tensors(tmp_path / "model", lambda t: t["model.norm.weight"][3:4].fill_(torch.nan))
+    with pytest.raises(ValueError, match=r"NaN or Inf in 'model\.norm\.weight' in model\.saf"):
+        native.load(tmp_path / "model")
+
+
 def test_missing_bias_is_named(tmp_path: Path) -> None:
     saved(tmp_path / "model", "qwen2")
     name = "model.layers.0.self_attn.q_proj.bias"

@@ -102,6 +102,7 @@ def fill_float_(model: nn.Module, tied: Mapping[str, str], files: shards.Reader)
             name = f"{prefix}.{key}" if prefix else key
             if name not in tied:
                 value = read_like(name, parameter, files)
+                check_finite(prefix, {key: value}, files.file_of(name))
                 setattr(module, key, nn.Parameter(value, requires_grad=parameter.requires_grad))
         for key, buffer in list(module.named_buffers(recurse=False)):
             if key not in module._non_persistent_buffers_set:
@@ -151,7 +152,7 @@ def check_bias(
 
 
 def check_finite(name: str, stored: Mapping[str, torch.Tensor], file: str) -> None:
-    """Refuse NaN and Inf in scales, zero points and codebooks."""
+    """Refuse NaN and Inf in parameters, scales, zero points and codebooks."""
     for key, tensor in stored.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(
