@@ -227,6 +227,15 @@ def test_non_finite_weight_is_refused_before_anything_changes(value: float) -> N
     assert weight_hash(model) == before
 
 
+def test_layer_whose_scales_do_not_fit_is_named() -> None:
+    model = tiny_models.build("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[5] = 1e7
+    with pytest.raises(
+        ValueError, match=r"fits float16 .* row 5; .*, in model\.layers\.1\.mlp\.up_"
+    ):
+        quantize_model(model, "int4")
+
+
 def test_weights_on_the_meta_device_are_refused() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(8, 8))

@@ -281,7 +281,11 @@ def _run_(
         for layer, scheme in jobs:
             if not scheme.is_solved:
                 with weights.loaded(layer.name):
-                    done(quantize_layer_(model, layer, scheme))
+                    try:
+                        row = quantize_layer_(model, layer, scheme)
+                    except ValueError as error:
+                        raise ValueError(f"{error}, in {layer.name}") from error
+                    done(row)
         solved = [job for job in jobs if job[1].is_solved]
         if solved and data is not None:
             found = gptq.solve_model_(weights, solved, data, done, blocks)
