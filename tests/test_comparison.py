@@ -19,6 +19,7 @@ from calibit.comparison.tables import shrunken, slice_keys
 from calibit.evaluation import Text, evaluate
 from calibit.measures.self_audit import self_audit
 from calibit.measures.slices import slices_by_key
+from calibit.runs import Run
 from comparison_runs import MemoryRun, simulated, v1_runs
 
 QUICK = {"resamples": 300}
@@ -666,3 +667,19 @@ def test_runs_in_the_wrong_order_and_one_run_twice_are_told():
     assert compare(b, b, **QUICK).warnings == (
         "both runs are of the same weights: the changes are those of re-runs",
     )
+
+
+@pytest.mark.parametrize(("unscored", "passed"), [(5, True), (6, False)])
+def test_items_that_no_run_scored_are_told_and_many_of_them_fail(unscored, passed):
+    z = np.random.default_rng(0).normal(-8.0, 1.0, (500, 3)).tolist()
+    facts = {"task": "t", "kind": "choice", "slices": {}, "gold": 0}
+    lines = [{**facts, "id": str(i), "ll": row} for i, row in enumerate(z)]
+    for line in lines[:unscored]:
+        line |= {"ll": None, "reason": "too long for the model"}
+    run = Run.of({"model": {"name": "toy"}, "text": []}, lines)
+    found = compare(run, run, **QUICK)
+    (check,) = [one for one in found.checks if one.check == "unscored items"]
+    assert (check.passed, check.count, check.first) == (passed, unscored, "0")
+    told = f"{unscored} of 500 items were not scored in a and say nothing, the first t/0: too long"
+    assert found.warnings[0].startswith(told)
+    assert found.protocol["n"] == 500 - unscored

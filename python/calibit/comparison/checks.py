@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from calibit.measures.scores import Scores
 from calibit.measures.self_audit import MOST_CUT, Check, self_audit, self_comparison
 from calibit.recalibration import IDENTITY, items_hash
 from calibit.runs import RECALIBRATION, Run
+
+MOST_UNSCORED = 0.01
+"""Largest share of a task's items without a score beside which anything ships."""
 
 
 def checks_of(
@@ -39,7 +43,7 @@ def checks_of(
         stored = _stored(run, scores.rule)
         if stored is not None:
             found.append(self_comparison(run.scores(scores.rule), stored, name=name))
-    found += _lost_items(paired) + _lost_tokens(texts)
+    found += _unscored_items(paired) + _lost_items(paired) + _lost_tokens(texts)
     return (*found, _pair_identity(run_a.meta, run_b.meta, paired))
 
 
@@ -93,6 +97,38 @@ def _in_sample(run: RunLike, rule: str, name: str) -> list[Check]:
     where = "these very items: fit it on others" if same else "other items"
     detail = f"{name}: the {applied['method']} map was fitted on {where}"
     return [Check("calibration map", not same, applied["n"] * same, None, detail)]
+
+
+def unscored_notes(paired: Paired) -> list[str]:
+    """How many items the reference could not score, so that nothing is said of them."""
+    bad = _unscored(paired)
+    if not bad:
+        return []
+    reason = bad[0].get("reason") or "without reason"
+    return [
+        f"{len(bad)} of {len(paired.lines_a)} items were not scored in a and say nothing, the "
+        f"first {bad[0]['task']}/{bad[0]['id']}: {reason}"
+    ]
+
+
+def _unscored(paired: Paired) -> list[Mapping[str, Any]]:
+    return [line for line in paired.lines_a if line.get("ll", ()) is None]
+
+
+def _unscored_items(paired: Paired) -> list[Check]:
+    """Fails where a task lost more than MOST_UNSCORED of its items before anything was compared:
+    what became of them nobody saw."""
+    bad = _unscored(paired)
+    lost, size = (Counter(str(one["task"]) for one in part) for part in (bad, paired.lines_a))
+    over = [task for task, count in lost.items() if count > MOST_UNSCORED * size[task]]
+    if not bad:
+        return []
+    first = next((str(one["id"]) for one in bad if not over or str(one["task"]) == over[0]), None)
+    detail = (
+        f"a: {len(bad)} of {len(paired.lines_a)} items not scored (limit {MOST_UNSCORED:.0%} of "
+        f"each task){': ' * bool(over)}{', '.join(over)}"
+    )
+    return [Check("unscored items", not over, len(bad), first, detail)]
 
 
 def _lost_items(paired: Paired) -> list[Check]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibit.comparison.checks import checks_of, cut_notes
+from calibit.comparison.checks import checks_of, cut_notes, unscored_notes
 from calibit.comparison.continuations import compare_continuations
 from calibit.comparison.controls import ExtraRuns, control_evidence, controls_of
 from calibit.comparison.evidence import (
@@ -134,6 +134,7 @@ def compare(
         warnings=(
             *_order(a.meta, b.meta),
             *paired.warnings,
+            *unscored_notes(paired),
             *cut_notes(a.meta, b.meta),
             *warnings,
             *continuations.warnings,
