@@ -514,7 +514,10 @@ def test_constant_confidence_and_lost_items_fail_their_checks():
     lines = _lines(4, item1={"ll": None, "reason": None}, item2={"ll": None, "reason": "too long"})
     run = MemoryRun([[0.0, -1.0], [0.0, -2.0]], [0, 1], ids=["0", "3"], lines=lines)
     failed = [c for c in compare(run, run, **QUICK).checks if not c.passed]
-    assert [(c.check, c.count, c.first) for c in failed] == [("item accounting", 1, "1")] * 2
+    assert [(c.check, c.count, c.first) for c in failed] == [
+        *[("item accounting", 1, "1")] * 2,
+        ("unscored items", 2, "1"),
+    ]
 
 
 def _failed_lines(lines):
@@ -573,8 +576,9 @@ def test_log_likelihoods_that_were_not_finite_fail():
     run = MemoryRun([[0.0, -1.0]], [0], ids=["0"], lines=lines)
     failed = [c for c in compare(run, run, **QUICK).checks if not c.passed]
     assert [(c.check, c.count, c.first) for c in failed if c.first] == [
-        ("log-probabilities", 1, "1")
-    ] * 2
+        *[("log-probabilities", 1, "1")] * 2,
+        ("unscored items", 2, "1"),
+    ]
 
 
 def test_contexts_cut_in_one_run_only_are_no_pair():

@@ -829,3 +829,23 @@ def test_unlabelled_items_of_a_task_are_not_judged_and_do_not_ship(unlabelled, v
     named = "Not judged: 4 of 300 items of b, which have no right answer."
     assert any(reason.startswith(named) for reason in judged.reasons) == (unlabelled == 4)
     assert judge(found, Policy({"text_nll": 0.1})).reasons[0].startswith("Not judged: NLL")
+
+
+def test_a_small_slice_that_is_shown_to_be_ruined_does_not_ship():
+    """29 of 3,000 items lose half their right answers: too few to pass a margin, and just too few
+    for a hold at the level corrected for six margins."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(0.0, 1.5, (3000, 4))
+    gold, slices = z.argmax(1), [{"lang": "xx" if i < 29 else "en"} for i in range(3000)]
+    b = z + rng.normal(0.0, 0.01, z.shape)
+    b[:6] = b[:6, ::-1]
+    found = compare(MemoryRun(z, gold, slices=slices), MemoryRun(b, gold, slices=slices), **QUICK)
+    assert found.flips.rw >= 6
+    small = found.worst_slices["acc"].slices[1]
+    strict = found.worst_slices["acc"].intervals(corrected(0.95, 6), all_at_once=True)[0][1]
+    assert small.name == "lang=xx" and strict < 0.06 < small.lower
+    judged = judge(found)
+    assert all(gate.state == PASS for gate in judged.gates) and judged.verdict == "inconclusive"
+    assert judged.reasons[0].startswith(
+        "Not settled: accuracy in a small slice (lang=xx, 29 items): loss 20.69 points (95% bounds "
+    )

@@ -25,6 +25,7 @@ from calibit.verdict.sentences import (
     left_out_sentence,
     missing_sentence,
     small_sentence,
+    suspect_sentence,
     unjudged_sentence,
     unlabelled_sentence,
     unsearched_sentence,
@@ -184,8 +185,25 @@ def _missing(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> l
     found += [*_unlabelled(comparison, policy), *_at_chance(comparison, policy)]
     unjudged = [gate for gate in gates if gate.state == UNJUDGED]
     found += [unjudged_sentence(gate) for gate in unjudged if gate.metric in policy.required]
+    found += _suspects(comparison, policy, gates)
     if not found and len(unjudged) == len(gates):
         found.append("Nothing was judged: the runs hold nothing that the policy asks for.")
+    return found
+
+
+def _suspects(comparison: Comparison, policy: Policy, gates: Sequence[Gate]) -> list[str]:
+    """Slices too small to pass whose loss is shown to exceed the margin, though not at the level
+    that a hold takes."""
+    level, searches = float(comparison.protocol["level"]), _searches(comparison, policy)
+    found = []
+    for gate in gates:
+        if not gate.too_small or gate.state == FAIL:
+            continue
+        search = searches[gate.metric.removeprefix(WORST)]
+        lower, upper = search.intervals(level, all_at_once=True)
+        for one, low, high in zip(search.slices, lower, upper, strict=True):
+            if one.name in gate.too_small and low > gate.margin:
+                found.append(suspect_sentence(gate, one, (float(low), float(high)), level))
     return found
 
 

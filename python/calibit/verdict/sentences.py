@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from calibit import numbers
 from calibit.measures.intervals import FEW_CLUSTERS
+from calibit.measures.slice_search import SliceDamage
 from calibit.measures.slices import N_MIN
 from calibit.verdict.gates import FAIL, PASS, UNJUDGED, Gate
 from calibit.verdict.policy import LABELLED, NEEDS, WORST
@@ -75,6 +76,20 @@ def small_sentence(gate: Gate) -> str:
         f"{len(gate.too_small)} of {gate.slices} {slices} too small to show that {words} stays "
         f"within the margin, even where no answer changes (fewer than {gate.n_least} items): they "
         "could cause a hold, and ship does not rest on them."
+    )
+
+
+def suspect_sentence(
+    gate: Gate, one: SliceDamage, bounds: tuple[float, float], level: float
+) -> str:
+    """That a slice too small to pass shows more loss than the margin, at a level not corrected for
+    the number of margins."""
+    words, direction, unit, factor, _ = _WORDS[gate.metric.removeprefix(WORST)]
+    damage, low, high = (_shown(gate, value) for value in (one.damage, *bounds))
+    return (
+        f"Not settled: {words} in a small slice ({one.name}, {_count(one.n, gate.units)}): "
+        f"{direction} {damage} {unit} ({100 * level:.3g}% bounds for all slices at once {low} to "
+        f"{high}), above the margin of {factor * gate.margin:g} {unit}; measure more items of it."
     )
 
 
