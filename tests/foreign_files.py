@@ -28,8 +28,9 @@ def small_llama(*, seed: int = 0, tied: bool = False, **changes: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 96}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        max_position_embeddings=64,
         tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, **{**sizes, **changes},
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

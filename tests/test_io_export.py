@@ -55,6 +55,13 @@ def test_rules_of_the_engines(tmp_path: Path, scheme: Any, vllm: str, sglang: st
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_outputs_that_fill_words_are_enough_for_vllm(tmp_path: Path) -> None:
+    """Its loader wants whole words, of eight codes of 4 bits, not 32 outputs."""
+    model = quantized("int4-row", hidden_size=40, num_attention_heads=4, num_key_value_heads=4)
+    wrote = export.save(model, tmp_path / "model", "gptq", required=["vllm"])
+    assert found(wrote, "vllm") == []
+
+
 def test_bfloat16_models_lose_digits_of_their_scales(tmp_path: Path) -> None:
     model = quantized("int4-g32").to(torch.bfloat16)  # which rounds the rotary frequencies too
     wrote = export.save(model, tmp_path / "model", "gptq", required=engines.ENGINES)
