@@ -101,7 +101,8 @@ def _lines(data: Mapping[str, Any]) -> list[str]:
     total, residual = (numbers.fixed(found[key], digits=_DIGITS) for key in ("total", "residual"))
     lines = [
         f"Damage of the whole: {total}; the shares leave {residual}, which is due to interactions "
-        "of three and more units. p and bounds hold for all units at once."
+        "of three and more units. p and bounds hold for all units at once, each bound by itself at "
+        f"{numbers.percent(found['level'])}."
     ]
     if abs(found["residual"]) > POOR * abs(found["total"]):
         lines.append(
