@@ -9,6 +9,7 @@ factorization, inversion and second factorization.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ CROSS_SHARE = 0.4
 """Share of the step towards the unquantized model that `gptaq` takes; a full one fits the noise of
 the calibration text as well."""
 
-_ROWS = 512  # of a matrix compared with its transpose at a time
+_ROWS = 128  # of a matrix compared with its transpose at a time
 _DAMPING_STEP = 10.0
 _DAMPING_LIMIT = 1.0
 
@@ -148,13 +149,15 @@ def factor(
         True
     """
     damped, dead = _checked(hessian, damping)
-    order = None
-    if activation_order:
-        order = torch.argsort(damped.diagonal(), descending=True, stable=True)
-        damped = damped[order][:, order]
-    mean = float(damped.diagonal().clone().mean())
+    order, diagonal = None, damped.diagonal().clone()
     # Reversing both axes is J H J; the factor of the reversed matrix is lower triangular.
-    damped = damped.flip(0, 1)
+    if activation_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+        diagonal, reverse = diagonal[order], order.flip(0)
+        damped = damped[reverse][:, reverse]
+    else:
+        damped = damped.flip(0, 1)
+    mean = float(diagonal.mean())
     base = damped.diagonal().clone()
     used = damping
     while True:
@@ -200,8 +203,12 @@ def _step(right: torch.Tensor, upper: torch.Tensor, order: torch.Tensor | None) 
 
 def _asymmetry(matrix: torch.Tensor) -> float:
     """Largest difference between a square matrix and its transpose."""
-    rows = zip(matrix.split(_ROWS), matrix.split(_ROWS, dim=1), strict=True)
-    return max(float((part - other.T).abs().max()) for part, other in rows)
+    largest = 0.0
+    for start in range(0, len(matrix), _ROWS):
+        stop = start + _ROWS
+        low, high = torch.aminmax(matrix[start:stop, start:] - matrix[start:, start:stop].T)
+        largest = max(largest, -float(low), float(high))
+    return largest
 
 
 def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,7 +222,7 @@ def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch
     if not 0 < damping <= _DAMPING_LIMIT:
         raise ValueError(f"[factor] expected a damping in (0, {_DAMPING_LIMIT:g}], got {damping}")
     copy = hessian.detach().to(torch.float64, copy=True)
-    if not bool(torch.isfinite(copy).all()):
+    if not all(map(math.isfinite, torch.aminmax(copy))):  # either is NaN where any entry is
         raise ValueError(
             "[factor] expected a finite Hessian, got NaN or Inf: check the calibration activations"
         )
@@ -237,7 +244,8 @@ def _checked(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch
             "[factor] expected a Hessian other than zero: no calibration token reached this layer, "
             "or all its inputs were zero; give other calibration text or round to nearest"
         )
-    copy[dead, :] = 0
-    copy[:, dead] = 0
-    diagonal[dead] = diagonal[~dead].mean()
+    if bool(dead.any()):
+        copy[dead, :] = 0
+        copy[:, dead] = 0
+        diagonal[dead] = diagonal[~dead].mean()
     return copy, dead

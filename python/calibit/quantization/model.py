@@ -7,6 +7,7 @@ plus one layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,11 @@ class Survey:
     jobs: tuple[Job, ...]
     kept: tuple[KeptWeight, ...]
     opened: tuple[str, ...] = ()
+
+
+_FREED = 256 * 1024**2
+"""Bytes of float32 weights that are replaced before freed memory goes back to the system: a page
+that is taken again costs as much as a pass over it."""
 
 
 def quantize_model(
@@ -265,11 +271,16 @@ def _run_(
     rows: dict[str, ModuleReport] = {}
     jobs = survey_.jobs
     fused = structure.open_experts_(weights.model, survey_.opened)
+    freed = 0
 
     def done(row: ModuleReport) -> None:
+        nonlocal freed
         rows[row.name] = row
         fused.clear()
-        release_freed_memory()
+        freed += 4 * math.prod(row.shape)
+        if freed >= _FREED or len(rows) == len(jobs):
+            release_freed_memory()
+            freed = 0
         if progress is not None:
             progress(len(rows), len(jobs), row.name)
 

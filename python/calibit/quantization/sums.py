@@ -13,7 +13,7 @@ from calibit._devices import float32_products
 
 Tensor = torch.Tensor
 
-_RUN = 4096  # rows of a run
+_RUN = 8192  # rows of a run
 _PANELS = 8  # of a symmetric sum: 9/16 of the products are needed
 _NARROW = 128  # columns that a panel has at least
 
