@@ -519,7 +519,8 @@ Schnepel and Steigerwald 2017, in their worst case) takes the place of their num
 degrees of freedom of Student's t, and below 30 no verdict passes. One passage of 500 items with 30
 single ones counts as 1.0. How alike the items of a passage are can be seen only in passages that
 hold a changed answer. Tango's design effect therefore counts {worst} passages beside those, which
-are as alike inside as can be: where few passages changed, it is near this worst case.
+are as alike inside as can be: where few passages changed, it is near this worst case. The price
+is intervals of accuracy that are too wide over few passages (rows "passages").
 
 Targets: means (confidence in the right answer, NLL, Brier score, KL) 93 to 97 %, accuracy (Tango)
 at least 94 %. The change of the ECE has no target: it is a biased statistic, its interval misses
