@@ -190,9 +190,10 @@ def run(python: str, name: str, options: argparse.Namespace, work: Path) -> None
         "GPTQMODEL_CPU_WORKERS": threads,
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = [python, __file__, "--worker", name, "--model", str(options.model), "--work"]
-    done = subprocess.run(
-        [*command, str(work)], env=environment, capture_output=True, text=True, check=False
+    script, model = str(Path(__file__).resolve()), str(options.model.resolve())
+    command = [python, script, "--worker", name, "--model", model, "--work", str(work)]
+    done = subprocess.run(  # in a folder of its own: GPTQModel writes logs where it runs
+        command, env=environment, capture_output=True, text=True, check=False, cwd=work
     )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
