@@ -25,7 +25,7 @@ from calibit.quantization.residency import StoredWeights, Weights
 from calibit.schemes import Scheme
 
 _PROBE = 1024  # rows of the matrices whose product is timed
-_PASSES = 2.2  # a block runs once per sample for its Hessians and once for its outputs, and parts
+_PASSES = 2.2  # a layer runs once per sample; attention, norms and memory take as long again
 _BOTH_MODELS = 1.6  # times as many where the unquantized block runs beside it (gptaq)
 _SOLVER_SHARE = 0.25  # of the rate of a matrix product: measured 0.2 to 0.35 on 576 to 4096 inputs
 _ROUNDING = 40  # operations a weight, as products count them
