@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from calibit.quantization import sums
 from calibit.quantization.sums import Gram, ProductSum
 
 
@@ -19,14 +20,14 @@ def test_gram_is_the_symmetric_sum(width: int) -> None:
     want, got = x.T @ x, gram.total()
     assert gram.rows == len(x) and got.dtype == torch.float64
     assert torch.equal(got, got.T)
-    # A run adds up to 4,096 float32 products: at worst 2.4e-4 of the diagonal, 1e-5 with margin to
-    # what random signs leave (sqrt(4,096) roundings, 4e-6).
+    # A run adds up to 12,288 float32 products: at worst 7e-4 of the diagonal, 1e-5 with margin to
+    # what random signs leave (sqrt(12,288) roundings of half a unit, 7e-6).
     assert float((got - want).abs().max()) < 1e-5 * float(want.diagonal().max())
 
 
 def test_rounding_does_not_grow_with_the_runs() -> None:
-    left, right = torch.ones(4096, 1), torch.full((4096, 2), 1 / 3)
-    exact = 4096 * float(right[0, 0])
+    left, right = torch.ones(sums._RUN, 1), torch.full((sums._RUN, 2), 1 / 3)
+    exact = sums._RUN * float(right[0, 0])
     once, often = ProductSum(), ProductSum()
     once.add(left, right)
     for _ in range(500):
