@@ -338,6 +338,9 @@ def test_reasons_beside_the_gates_are_kept(made: Made) -> None:
     verdict = dict(made[0]["candidates"][0]["verdict"])
     verdict |= {"verdict": "inconclusive", "reasons": ["Not judged: a (b).", *verdict["reasons"]]}
     assert wording.decisive(verdict)[0] == "Not judged: a (b)."
+    said = [*verdict["reasons"], "Too few items to be searched."]  # a remark, after what decides
+    assert wording.decisive({**verdict, "reasons": said})[-1] == "Too few items to be searched."
+    assert wording.decisive({**verdict, "reasons": said})[0] == "Not judged: a (b)."
     assert wording.deciding_sentences(verdict)[0] == "Not judged: a (b)."
 
 

@@ -210,8 +210,17 @@ def decisive(verdict: Mapping[str, Any]) -> list[str]:
             stay = f"all {len(judged)} measures stay below their margins"
         lines = [stay]
         about_gates = {_sentences_of(gate)[0] for gate in gates}
-    other = [typeset(reason) for reason in verdict["reasons"] if reason not in about_gates]
-    return other + lines if verdict["verdict"] == "inconclusive" else lines + other
+    reasons = verdict["reasons"]
+    place = next((i for i, one in enumerate(reasons) if one in about_gates), len(reasons))
+    before, after = (
+        [typeset(one) for one in part if one not in about_gates]
+        for part in (reasons[:place], reasons[place:])
+    )
+    return (
+        [*before, *lines, *after]
+        if verdict["verdict"] == "inconclusive"
+        else lines + before + after
+    )
 
 
 def deciding_sentences(verdict: Mapping[str, Any]) -> list[str]:
