@@ -22,6 +22,7 @@ from calibit.evaluation import Text, evaluate
 from calibit.evaluation.folder import RunFolder
 from calibit.evaluation.identity import items_hash, tokenizer_hash
 from calibit.fingerprint import weight_hash
+from calibit.locking import alone_in
 from calibit.runs import Run, TokenLosses
 from killed_runs import TEXT, run_into, start, start_server
 from toy_tasks import Item, toy_items
@@ -260,11 +261,25 @@ def test_run_killed_at_random_moments_ends_byte_identical(
         if kills == wanted:
             break
         if (folder / "manifest.json").exists():
+            run_into(folder)
             assert content(folder) == content(finished)
             shutil.rmtree(folder)
     assert kills >= wanted // 2  # a loaded machine may end runs before they can be killed
     run_into(folder)
     assert content(folder) == content(finished)
+
+
+def test_the_lock_of_a_run_killed_at_its_very_end_goes_with_the_next(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "lock").touch()
+    run_into(folder)
+    assert content(folder) == content(finished)
+    with alone_in(folder, op="test"):  # held: it stays, and a finished run can be read meanwhile
+        run_into(folder)
+        assert (folder / "lock").exists()
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])

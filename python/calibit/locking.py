@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -48,6 +48,13 @@ def alone_in(folder: Path, *, op: str) -> Iterator[None]:
             finally:
                 file.unlink(missing_ok=True)
             return
+
+
+def clear(folder: Path) -> None:
+    """Remove the lock of a process that was killed before it could; one that is held stays."""
+    if (folder / LOCK).is_file():
+        with suppress(RuntimeError, OSError), alone_in(folder, op="clear"):
+            pass
 
 
 def _is_still(file: Path, stream: IO[str]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from calibit.locking import LOCK, alone_in
+from calibit.locking import LOCK, alone_in, clear
 from calibit.runs import (
     DOCS,
     FORCED,
@@ -68,6 +68,7 @@ class RunFolder:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"[evaluate] expected a folder for the run, got the file {folder}")
         if (folder / MANIFEST).is_file():
+            clear(folder)
             yield cls(folder, _stored_meta(folder, job, resume=resume), [])
             return
         folder.mkdir(parents=True, exist_ok=True)
